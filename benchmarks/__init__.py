@@ -1,0 +1,1 @@
+"""Problem sets and side-by-side benchmarks against peers."""

@@ -1,0 +1,207 @@
+"""Trees of tensors: the one module that knows how they are walked.
+
+Nodes are tuple, list, dict, OrderedDict and NamedTuple; everything else is a leaf.
+Dicts keep insertion order, so that raveling agrees with ``module.parameters()``, and
+two trees match when their keys match: the order of the first one rules.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import optree
+import torch
+from torch import Tensor
+
+from pureopt._errors import TreeError
+
+T = TypeVar("T")
+
+_NAMESPACE = "pureopt"
+# Entered once and left at interpreter exit. A bare `.__enter__()` would be undone as
+# soon as the context manager's generator is garbage collected.
+_insertion_order = ExitStack()
+_insertion_order.enter_context(
+    optree.dict_insertion_ordered(True, namespace=_NAMESPACE)
+)
+atexit.register(_insertion_order.close)
+
+
+def tree_flatten(tree: Any) -> tuple[list[Any], Any]:
+    """The leaves in order, and the structure; ``None`` is a leaf."""
+    leaves, structure = optree.tree_flatten(
+        tree, none_is_leaf=True, namespace=_NAMESPACE
+    )
+    return leaves, structure
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """The leaves in order."""
+    return optree.tree_leaves(tree, none_is_leaf=True, namespace=_NAMESPACE)
+
+
+def tree_unflatten(structure: Any, leaves: Iterable[Any]) -> Any:
+    """The tree of this structure with these leaves."""
+    return structure.unflatten(leaves)
+
+
+def tree_map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
+    """Apply ``fn`` leaf by leaf; ``rest`` may hold whole subtrees at the leaves of ``tree``."""
+    return optree.tree_map(fn, tree, *rest, none_is_leaf=True, namespace=_NAMESPACE)  # pyright: ignore[reportReturnType]
+
+
+def tree_paths(tree: Any) -> list[str]:
+    """The dotted path of each leaf: ``"layers.0.weight"``; a bare leaf has the path ``""``."""
+    accessors = optree.tree_accessors(tree, none_is_leaf=True, namespace=_NAMESPACE)
+    return [".".join(_word(entry) for entry in accessor) for accessor in accessors]
+
+
+def _word(entry: Any) -> str:
+    return str(entry.field if hasattr(entry, "field") else entry.entry)
+
+
+def tree_items(tree: Any) -> list[tuple[str, Any]]:
+    """Pairs of dotted path and leaf."""
+    return list(zip(tree_paths(tree), tree_leaves(tree), strict=True))
+
+
+def tree_match(tree: Any, reference: Any) -> list[Any]:
+    """The subtrees of ``tree`` at the leaves of ``reference``, in its order.
+
+    Raises:
+        ValueError: If the keys differ.
+    """
+    return tree_flatten(reference)[1].flatten_up_to(tree)
+
+
+def tree_select(mask: Tensor, yes: T, no: T) -> T:
+    """Leafwise ``torch.where`` with one 0-d mask."""
+    return tree_map(lambda a, b: torch.where(mask, a, b), yes, no)
+
+
+def check_params(where: str, tree: Any) -> None:
+    """Raise unless every leaf is a real floating tensor and there is at least one.
+
+    Raises:
+        TreeError: Names the first leaf that is not.
+    """
+    leaves = tree_leaves(tree)
+    if not leaves:
+        raise TreeError(where, "hold at least one tensor", "an empty tree")
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            continue
+        raise TreeError(
+            where, "hold only floating-point tensors", _told(tree, i), _way_out(leaf)
+        )
+
+
+def _told(tree: Any, i: int) -> str:
+    path, leaf = tree_items(tree)[i]
+    what = (
+        f"a tensor of dtype {leaf.dtype}"
+        if isinstance(leaf, Tensor)
+        else f"`{type(leaf).__name__}`"
+    )
+    return f"{what} at '{path}'" if path else what
+
+
+def _way_out(leaf: Any) -> str:
+    if leaf is None:
+        return "Leave absent parts out, or put `()` there."
+    if isinstance(leaf, Tensor):
+        if leaf.is_complex():
+            return "Store it as `torch.view_as_real(leaf)`."
+        return "Keep such tensors outside `params` (in buffers, or closed over), or convert them with `.float()`."
+    return "Nodes are tuple, list, dict, OrderedDict and NamedTuple; convert numbers with `torch.tensor`, other containers to a dict."
+
+
+def check_like(where: str, tree: Any, reference: Any, name: str = "params") -> None:
+    """Raise unless ``tree`` has the keys, shapes and leaf types of ``reference``.
+
+    Raises:
+        TreeError: Names the first leaf that differs.
+    """
+    rule = f"have the structure of `{name}`"
+    try:
+        leaves = tree_match(tree, reference)
+    except (ValueError, TypeError):
+        raise TreeError(where, rule, _difference(tree, reference)) from None
+    for i, (leaf, ref) in enumerate(zip(leaves, tree_leaves(reference), strict=True)):
+        if not isinstance(leaf, Tensor):
+            path = tree_paths(reference)[i]
+            hint = (
+                "A frozen leaf needs a zero gradient (`torch.zeros_like`)."
+                if leaf is None
+                else "Every leaf must be a tensor."
+            )
+            raise TreeError(where, rule, f"`{type(leaf).__name__}` at '{path}'", hint)
+        if leaf.shape != ref.shape:
+            path = tree_paths(reference)[i]
+            raise TreeError(
+                where,
+                f"have the shapes of `{name}`",
+                f"{tuple(leaf.shape)} at '{path}', where `{name}` has {tuple(ref.shape)}",
+            )
+
+
+def _difference(tree: Any, reference: Any) -> str:
+    have, want = tree_paths(tree), tree_paths(reference)
+    missing = [path for path in want if path not in have]
+    extra = [path for path in have if path not in want]
+    told = [
+        f"{word} '{paths[0]}'" + (f" and {len(paths) - 1} more" if paths[1:] else "")
+        for word, paths in (("no", missing), ("an unknown", extra))
+        if paths
+    ]
+    return " and ".join(told) if told else "other containers with the same keys"
+
+
+def ravel(tree: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """All leaves as one vector, in the order of the tree, in the widest dtype or ``dtype``."""
+    return torch.cat(
+        [leaf.reshape(-1).to(dtype or leaf.dtype) for leaf in tree_leaves(tree)]
+    )
+
+
+def unravel(vector: Tensor, like: T) -> T:
+    """The tree of the shapes and dtypes of ``like`` whose :func:`ravel` is ``vector``."""
+    leaves, structure = tree_flatten(like)
+    pieces = vector.split([leaf.numel() for leaf in leaves], dim=-1)
+    return tree_unflatten(
+        structure,
+        [
+            piece.reshape(leaf.shape).to(leaf.dtype)
+            for piece, leaf in zip(pieces, leaves, strict=True)
+        ],
+    )
+
+
+def to_state_dict(tree: Any) -> dict[str, Tensor]:
+    """A flat ``{path: tensor}`` dict of a state, for ``torch.save`` and friends.
+
+    Example:
+        >>> to_state_dict({"a": (torch.zeros(1), torch.ones(2))})
+        {'a.0': tensor([0.]), 'a.1': tensor([1., 1.])}
+    """
+    return dict(tree_items(tree))
+
+
+def from_state_dict(state_dict: dict[str, Tensor], like: T) -> T:
+    """The inverse of :func:`to_state_dict`, with the structure and dtypes of ``like``.
+
+    Raises:
+        TreeError: If a key is missing or unknown, or a shape differs.
+
+    Example:
+        >>> like = {"a": (torch.zeros(1), torch.zeros(2))}
+        >>> from_state_dict({"a.1": torch.ones(2), "a.0": torch.ones(1)}, like)
+        {'a': (tensor([1.]), tensor([1., 1.]))}
+    """
+    reference = to_state_dict(like)
+    check_like("from_state_dict(state_dict=...)", state_dict, reference, "like")
+    leaves = [state_dict[path].to(leaf) for path, leaf in reference.items()]
+    return tree_unflatten(tree_flatten(like)[1], leaves)

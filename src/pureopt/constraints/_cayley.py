@@ -1,0 +1,248 @@
+"""The signed Cayley transform: skew-symmetric matrices to orthogonal ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from pureopt._errors import ConstraintError
+from pureopt.constraints._base import Constraint, max_abs, or_nan, scaled, working
+from pureopt.constraints._domains import ORTHOGONAL, SKEW, Domain
+
+
+@final
+@dataclass(frozen=True)
+class Cayley(Constraint):
+    r"""Orthogonal matrices from skew-symmetric ones by the signed Cayley transform.
+
+    .. math:: Q = (I - A/2)^{-1} (I + A/2) D, \qquad D = \operatorname{diag}(\pm 1)
+
+    The signs ``D`` are the static data, int8 of shape ``(*batch, n)``. :meth:`bind`
+    chooses them so that ``I + Q D`` is far from singular, hence every orthogonal matrix
+    has a chart, also those with determinant -1 or an eigenvalue -1. ``det Q = prod(D)``
+    never changes along a path in ``A``. One Newton-Schulz step closes the map, so that
+    ``Q`` stays orthogonal to rounding error for large ``A``.
+
+    References:
+        Helfrich, Willmott and Ye, *Orthogonal recurrent neural networks with scaled
+        Cayley transform*, 2018, eq. 3. Ballard, Demmel, Grigori, Jacquelin, Knight and
+        Nguyen, *Reconstructing Householder vectors from tall-skinny QR*, 2015,
+        algorithm 5 (the signs).
+
+    Example:
+        >>> import torch
+        >>> half_turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
+        >>> signs = Cayley().bind(half_turn)
+        >>> signs
+        tensor([-1, -1,  1], dtype=torch.int8)
+        >>> a = Cayley().right_inverse(half_turn, signs)
+        >>> bool((Cayley().forward(a, signs) == half_turn).all())
+        True
+    """
+
+    @property
+    def domain(self) -> Domain:
+        """Skew-symmetric matrices."""
+        return SKEW
+
+    @property
+    def codomain(self) -> Domain:
+        """Orthogonal matrices."""
+        return ORTHOGONAL
+
+    @property
+    def rule(self) -> str:
+        """The largest deviation from orthonormal columns."""
+        return "max|Y^T Y - I|"
+
+    def radius(self, n: int, dtype: torch.dtype) -> float:
+        """``1 / sqrt(n eps)``, with the eps of at least float32.
+
+        The error before the Newton-Schulz step is at most about ``n max|A| eps``, and
+        the step squares it.
+        """
+        return (n * working_eps(dtype)) ** -0.5
+
+    def bind(self, y: Float[Tensor, "*batch n n"]) -> Int8[Tensor, "*batch n"]:
+        """The signs ``D`` of the chart around ``y``."""
+        ORTHOGONAL.require("Cayley.bind(y)", y)
+        return chart_signs(working(y))
+
+    def forward(
+        self, x: Float[Tensor, "*batch n n"], static: Any = ()
+    ) -> Float[Tensor, "*batch n n"]:
+        """The orthogonal matrix; see the class."""
+        SKEW.require("Cayley.forward(x)", x)
+        check_signs("Cayley.forward(static=...)", static, x.shape[:-1])
+        a = working(x)
+        return flip(cayley_columns(a, a[..., :0, :]), static).to(x.dtype)
+
+    def right_inverse(
+        self, y: Float[Tensor, "*batch n n"], static: Any = ()
+    ) -> Float[Tensor, "*batch n n"]:
+        """The skew matrix; NaN where ``y`` is not orthogonal or not in the chart."""
+        ORTHOGONAL.require("Cayley.right_inverse(y)", y)
+        check_signs("Cayley.right_inverse(static=...)", static, y.shape[:-1])
+        a, _ = cayley_blocks(flip(working(y), static))
+        keep = self.check(y) & (max_abs(a) <= self.radius(y.shape[-1], y.dtype))
+        return or_nan(keep, a, 2).to(y.dtype)
+
+    def violation(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+        """The largest deviation from orthonormal columns."""
+        ORTHOGONAL.require("Cayley(y)", y)
+        return orthonormality_error(y)
+
+    def tolerance(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+        """``10 n eps``, at most one half."""
+        return orthonormality_tolerance(y)
+
+    def project(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
+        """The orthogonal polar factor of ``y``."""
+        ORTHOGONAL.require("Cayley.project(y)", y)
+        return polar_factor(y)
+
+    def log_abs_det(
+        self, x: Float[Tensor, "*batch n n"], static: Any = ()
+    ) -> Float[Tensor, "*batch"]:
+        r""":math:`-(n - 1) \log\det(I + A/2)`, over skew matrices with Frobenius norm."""
+        SKEW.require("Cayley.log_abs_det(x)", x)
+        del static
+        a = working(x)
+        return cayley_log_abs_det(a, a[..., :0, :]).to(x.dtype)
+
+
+def cayley_columns(
+    a: Float[Tensor, "*batch k k"], b: Float[Tensor, "*batch m k"]
+) -> Float[Tensor, "*batch m+k k"]:
+    r"""The first ``k`` columns of the Cayley transform of ``[[A, -B^T], [B, 0]]``.
+
+    .. math:: F = Y^T Y - X, \quad Q_1 = (I - F)(I + F)^{-1}, \quad Q_2 = 2Y(I + F)^{-1}
+
+    with ``X = A/2``, ``Y = B/2``, written with ``G = I + F`` as ``Q_1 = 2 G^{-1} - I``
+    and ``Q_2 = B G^{-1}``, and closed by one Newton-Schulz step.
+
+    References:
+        Jauch, Hoff and Dunson, *Random orthogonal matrices and the Cayley transform*,
+        2020, section 3.
+    """
+    eye = _identity(a)
+    inverse = _inverse(_gram(a, b))
+    top = torch.add(-eye, inverse, alpha=2)
+    q = torch.cat([top, b @ inverse], -2)
+    return torch.add(q, q @ (eye - q.mT @ q), alpha=0.5)
+
+
+def cayley_blocks(q: Float[Tensor, "*batch n k"]) -> tuple[Tensor, Tensor]:
+    """The inverse of :func:`cayley_columns`: the skew block and the block below it."""
+    k = q.shape[-1]
+    inverse = _inverse(_identity(q) + q[..., :k, :])
+    return scaled(inverse.mT - inverse, 2), scaled(q[..., k:, :] @ inverse, 2)
+
+
+def cayley_log_abs_det(a: Tensor, b: Tensor) -> Float[Tensor, "*batch"]:
+    r"""Log volume ratio of :func:`cayley_columns`, ``-(n - 1) log det G``.
+
+    With ``S = G^T`` and ``M`` the inverse of ``I`` plus half the full skew matrix, the
+    differential is ``M dA M^T`` in an orthonormal frame, and
+    ``M = L diag(S^{-1}, I) L^T`` up to unit triangular factors ``L``: the skew block
+    contributes ``det(S)^{-(k-1)}`` and the block below it ``det(S)^{-(n-k)}``.
+    """
+    n = a.shape[-1] + b.shape[-2]
+    lu = torch.linalg.lu_factor_ex(_gram(a, b))[0]
+    # det G > 0: its symmetric part is at least the identity.
+    log_det = lu.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    return scaled(log_det, 1.0 - n)
+
+
+def chart_signs(q: Float[Tensor, "*batch n k"]) -> Int8[Tensor, "*batch k"]:
+    """Signs for which ``I + Q_1 D`` is far from singular.
+
+    Elimination without pivoting on ``Q_1 + D``, where each sign is chosen when its
+    pivot is reached: for orthonormal columns no pivot is smaller than one.
+    """
+    k = q.shape[-1]
+    rest = q[..., :k, :]
+    signs: list[Tensor] = []
+    for _ in range(k):
+        pivot = rest[..., :1, :1]
+        sign = torch.where(pivot < 0, -1, 1)
+        signs.append(sign[..., 0, 0])
+        row = rest[..., :1, 1:] / (pivot + sign)
+        rest = rest[..., 1:, 1:] - rest[..., 1:, :1] * row
+    return torch.stack(signs, -1).to(torch.int8)
+
+
+def flip(q: Float[Tensor, "*batch n k"], signs: Any) -> Float[Tensor, "*batch n k"]:
+    """``Q D``; the signs may be absent."""
+    if not isinstance(signs, Tensor):
+        return q
+    # Not a product: a compiled vmap(jacfwd) refuses traced times untraced tensors.
+    return torch.where(signs.unsqueeze(-2) > 0, q, -q)
+
+
+def check_signs(where: str, signs: Any, shape: torch.Size) -> None:
+    """Raise unless the signs are absent or have one entry per column."""
+    if isinstance(signs, tuple) and not signs:
+        return
+    if not isinstance(signs, Tensor):
+        got = f"`{type(signs).__name__}`"
+    elif signs.shape != shape:
+        got = f"shape {tuple(signs.shape)}"
+    else:
+        return
+    raise ConstraintError(
+        where,
+        f"be a tensor of signs of shape {tuple(shape)}",
+        got,
+        "Take it from `bind`; under vmap, map over the free value and the static alike.",
+    )
+
+
+def working_eps(dtype: torch.dtype) -> float:
+    """The eps of the dtype that the linear algebra runs in."""
+    return torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+
+
+def orthonormality_error(y: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch"]:
+    """``max|Y^T Y - I|``, in at least float32."""
+    q = working(y)
+    return max_abs(q.mT @ q - _identity(q))
+
+
+def orthonormality_tolerance(y: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch"]:
+    """``10 max(n, k) eps``, at most one half so that zero never passes."""
+    tolerance = 10 * max(y.shape[-2:]) * torch.finfo(y.dtype).eps
+    return torch.full_like(working(y[..., 0, 0]), min(tolerance, 0.5))
+
+
+def polar_factor(y: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch n k"]:
+    """``U V^T`` of the singular value decomposition: the nearest orthonormal columns.
+
+    Not unique where ``y`` is rank deficient; NaN where ``y`` is not finite.
+    """
+    a = working(y)
+    finite = a.isfinite().all(-1).all(-1)
+    # The decomposition raises for the whole batch if one element is not finite.
+    safe = torch.where(finite[..., None, None], a, torch.zeros_like(a))
+    u, _, vh = torch.linalg.svd(safe, full_matrices=False)
+    return or_nan(finite, u @ vh, 2).to(y.dtype)
+
+
+def _gram(a: Tensor, b: Tensor) -> Tensor:
+    """``G = I + B^T B / 4 - A / 2``."""
+    return torch.add(torch.add(_identity(a), a, alpha=-0.5), b.mT @ b, alpha=0.25)
+
+
+def _identity(a: Tensor) -> Tensor:
+    return torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+
+
+def _inverse(a: Float[Tensor, "*batch k k"]) -> Float[Tensor, "*batch k k"]:
+    # lu_solve, because linalg.solve and inv have wrong or slower second derivatives;
+    # lu_factor_ex, because lu_factor raises for all if one element is singular.
+    lu, pivots, _ = torch.linalg.lu_factor_ex(a)
+    return torch.linalg.lu_solve(lu, pivots, _identity(a))

@@ -1,0 +1,82 @@
+"""Clipping of gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from pureopt._tree import check_params, tree_leaves, tree_map
+from pureopt._typing import P, Scalar
+from pureopt.transforms._base import Additive, check_hyper, working_dtype
+from pureopt.transforms._leaves import sqrt
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ClipByGlobalNorm(Additive):
+    r"""Scale the gradients so that their joint Euclidean norm is at most ``max_norm``.
+
+    .. math:: g \mapsto g \cdot c / \max(\lVert g \rVert_2, c)
+
+    over all leaves together: no constant is added to the norm, so gradients inside the
+    ball pass bit by bit and others end on its surface. Sums are taken in float32 where a
+    leaf has less. If any element is NaN, all become NaN.
+
+    Args:
+        max_norm: :math:`c \ge 0`; a number or a 0-d tensor.
+
+    Raises:
+        HyperparameterError: If the number is outside its range, or the tensor not 0-d.
+
+    References:
+        Pascanu, Mikolov, Bengio (2013), "On the difficulty of training recurrent neural
+        networks", Algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> import pureopt as po
+        >>> clipped = po.ClipByGlobalNorm(1.0) >> po.SGD(lr=1.0)
+        >>> params = {"w": torch.zeros(2), "b": torch.zeros(1)}
+        >>> grads = {"w": torch.tensor([2.0, 3.0]), "b": torch.tensor([6.0])}
+        >>> params, _ = clipped.step(params, clipped.init(params), grads)
+        >>> params["w"] * -7, params["b"] * -7  # the norm was 7
+        (tensor([2., 3.]), tensor([6.]))
+    """
+
+    max_norm: Scalar
+
+    def __post_init__(self) -> None:
+        check_hyper("ClipByGlobalNorm(max_norm=...)", self.max_norm, schedule=False)
+
+    @property
+    def emits(self) -> Literal["gradients", "deltas"]:
+        return "gradients"
+
+    def init(self, params: Any) -> tuple[()]:
+        check_params("init(params=...)", params)
+        return ()
+
+    def update(
+        self,
+        params: P,  # noqa: ARG002
+        state: tuple[()],
+        grads: P,
+        *,
+        value: Tensor | None = None,  # noqa: ARG002
+    ) -> tuple[P, tuple[()]]:
+        norm = _global_norm(grads)
+        inside = norm <= self.max_norm  # False for NaN, which then spreads
+        scale = torch.where(inside, 1.0, self.max_norm / torch.where(inside, 1.0, norm))
+        return tree_map(
+            lambda g: (scale * g.to(working_dtype(g))).to(g.dtype), grads
+        ), state
+
+
+def _global_norm(grads: Any) -> Tensor:
+    first, *rest = (
+        g.to(working_dtype(g)).square().sum() for g in tree_leaves(grads)
+    )
+    return sqrt(sum(rest, start=first))
