@@ -165,6 +165,7 @@ def test_importing_is_silent_and_loads_nothing_optional():
     assert {n for n in third_party - stdlib if not n.startswith("_")} <= {
         "pureopt",
         "jaxtyping",
+        "numpy",  # jaxtyping reads numpy.typing, because torch has loaded numpy
         "typing_extensions",
         "wadler_lindig",
         "torch",

@@ -23,7 +23,9 @@ class TreeError(PureoptError):
     """A tree has the wrong keys, or a leaf the wrong type, dtype or shape.
 
     Example:
-        >>> print(TreeError("Adam.step(grads=...)", "have the keys of `params`", "no 'w'"))
+        >>> print(
+        ...     TreeError("Adam.step(grads=...)", "have the keys of `params`", "no 'w'")
+        ... )
         `Adam.step(grads=...)` must have the keys of `params`, got no 'w'.
     """
 

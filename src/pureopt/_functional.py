@@ -38,7 +38,9 @@ class Functional(NamedTuple):
     buffers: dict[str, Tensor]
 
 
-def functionalize(module: nn.Module, *, key: Int[Tensor, ""] | None = None) -> Functional:
+def functionalize(
+    module: nn.Module, *, key: Int[Tensor, ""] | None = None
+) -> Functional:
     """Turn a module into a pure function of its parameters and buffers.
 
     ``apply(params, buffers, *args, **kwargs)`` returns what the module returns, and the
@@ -131,9 +133,7 @@ def stack(
     members = [functionalize(module) for module in modules]
     for i, module in enumerate(modules):
         _check_alike(i, module, modules[0])
-    params = {
-        k: torch.stack([m.params[k] for m in members]) for k in members[0].params
-    }
+    params = {k: torch.stack([m.params[k] for m in members]) for k in members[0].params}
     buffers = {
         k: torch.stack([m.buffers[k] for m in members]) for k in members[0].buffers
     }
@@ -149,7 +149,5 @@ def _make_apply(
     param_slots = _slots(skeleton, "_parameters")
     buffer_slots = _slots(skeleton, "_buffers")
     like_params = dict(skeleton.named_parameters())
-    like_buffers = {
-        k: b for k, b in skeleton.named_buffers() if k not in dropouts
-    }
+    like_buffers = {k: b for k, b in skeleton.named_buffers() if k not in dropouts}
     ...

@@ -49,8 +49,9 @@ def tree_unflatten(structure: Any, leaves: Iterable[Any]) -> Any:
 
 
 def tree_map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
-    """Apply ``fn`` leaf by leaf; ``rest`` may hold whole subtrees at the leaves of ``tree``."""
-    return optree.tree_map(fn, tree, *rest, none_is_leaf=True, namespace=_NAMESPACE)  # pyright: ignore[reportReturnType]
+    """Apply ``fn`` leaf by leaf; ``rest`` may hold subtrees at the leaves of ``tree``."""
+    walked: Any = tree
+    return optree.tree_map(fn, walked, *rest, none_is_leaf=True, namespace=_NAMESPACE)
 
 
 def tree_paths(tree: Any) -> list[str]:
@@ -115,8 +116,14 @@ def _way_out(leaf: Any) -> str:
     if isinstance(leaf, Tensor):
         if leaf.is_complex():
             return "Store it as `torch.view_as_real(leaf)`."
-        return "Keep such tensors outside `params` (in buffers, or closed over), or convert them with `.float()`."
-    return "Nodes are tuple, list, dict, OrderedDict and NamedTuple; convert numbers with `torch.tensor`, other containers to a dict."
+        return (
+            "Keep such tensors outside `params` (in buffers, or closed over), "
+            "or convert them with `.float()`."
+        )
+    return (
+        "Nodes are tuple, list, dict, OrderedDict and NamedTuple; convert numbers with "
+        "`torch.tensor`, other containers to a dict."
+    )
 
 
 def check_like(where: str, tree: Any, reference: Any, name: str = "params") -> None:

@@ -135,7 +135,9 @@ class Step:
             static = self.space.static if static is None else static
             params = self.space.right_inverse(params, static)
         # A copy: the carry must not change when the module is trained in place.
-        free = tree_map(lambda p: p.clone(memory_format=torch.contiguous_format), params)
+        free = tree_map(
+            lambda p: p.clone(memory_format=torch.contiguous_format), params
+        )
         state = self.transform.init(free)
         return Carry(free, static, () if buffers is None else buffers, state)
 
@@ -168,7 +170,12 @@ class Step:
             out = out if isinstance(out, tuple) else (out, Aux())
             return _checked(out)
         loss, aux = _checked(self.loss_fn(params, buffers, *batch))
-        check_like("make_step(loss_fn=...) -> Aux(buffers=...)", aux.buffers, buffers, "buffers")
+        check_like(
+            "make_step(loss_fn=...) -> Aux(buffers=...)",
+            aux.buffers,
+            buffers,
+            "buffers",
+        )
         return loss, aux
 
 
@@ -322,9 +329,7 @@ def _same(batch: Any, previous: Any) -> bool:
     if previous is None:
         return False
     old, new = tree_leaves(previous), tree_leaves(batch)
-    return len(old) == len(new) and all(
-        a is b for a, b in zip(old, new, strict=True)
-    )
+    return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
 
 
 def _total(batches: Any, epochs: int) -> int | None:
@@ -367,9 +372,7 @@ def _checked(out: Any) -> tuple[Tensor, Aux]:
     where = "make_step(loss_fn=...)"
     hint = "With buffers it returns `(loss, Aux(buffers, metrics))`."
     if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[1], Aux):  # noqa: PLR2004
-        raise PureoptError(
-            where, "return a loss and an `Aux`", _kinds(out), hint
-        )
+        raise PureoptError(where, "return a loss and an `Aux`", _kinds(out), hint)
     loss, aux = out
     if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
         hint = "Reduce it, for example with `.mean()`."

@@ -8,7 +8,7 @@ from typing import Any, final
 import pytest
 import torch
 
-from pureopt._errors import CompositionError, ConstraintError
+from pureopt import CompositionError, ConstraintError
 from pureopt.constraints import Cayley, Chain, Constraint, Orthogonal, Skew, Symmetric
 from pureopt.constraints._domains import ORTHOGONAL, SEMI_ORTHOGONAL, SKEW, VECTOR
 
@@ -30,8 +30,12 @@ def test_a_link_that_takes_vectors_can_only_be_the_first():
 
 
 def test_only_constraints_compose():
-    with pytest.raises(CompositionError, match="compose constraints, got `type`"):
+    with pytest.raises(CompositionError, match=r"got the class .*Make an instance"):
         Skew() >> Cayley
+    with pytest.raises(CompositionError, match="compose constraints, got `3`"):
+        Skew() >> 3
+    with pytest.raises(CompositionError, match="hand a skew-symmetric matrix"):
+        Chain((Symmetric(), Cayley()))
 
 
 def test_a_chain_is_flat_and_knows_its_ends():

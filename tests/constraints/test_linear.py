@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pureopt._errors import ConstraintError
+from pureopt import ConstraintError
 from pureopt.constraints import Skew, Symmetric
 
 both = pytest.mark.parametrize("c", [Symmetric(), Skew()], ids=repr)
@@ -65,7 +65,9 @@ def test_a_diagonal_is_not_skew():
     assert bool(Symmetric().check(torch.eye(2)))
 
 
-@pytest.mark.parametrize(("c", "length"), [(Symmetric(), 0), (Symmetric(), 4), (Skew(), 2)])
+@pytest.mark.parametrize(
+    ("c", "length"), [(Symmetric(), 0), (Symmetric(), 4), (Skew(), 2)]
+)
 def test_a_length_of_no_matrix_raises(c, length):
     with pytest.raises(ConstraintError, match="last dimension n"):
         c.forward(torch.zeros(2, length))

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import jacfwd, jacrev, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pureopt._errors import ConstraintError
+from pureopt import ConstraintError
 from pureopt._tree import tree_leaves, tree_map
-from pureopt.constraints import Skew
 from tests.constraints.rows import CONSTRAINTS, SIZES, ConstraintRow
 
 DTYPES = (torch.float32, torch.float64)
@@ -91,9 +91,7 @@ def test_low_precision_leaves_are_computed_in_float32(row, n, seed, dtype):
 
 
 @rows
-@given(
-    n=sizes, batch=batches, seed=seeds, dtype=dtypes, share=st.floats(-12, 0)
-)
+@given(n=sizes, batch=batches, seed=seeds, dtype=dtypes, share=st.floats(-12, 0))
 def test_forward_is_in_the_set_inside_the_radius(row, n, batch, seed, dtype, share):
     c = row.make()
     radius = min(c.radius(max(row.shape(n)), dtype), 1e30)
@@ -157,7 +155,10 @@ def test_batch_and_vmap_are_loops(row, n):
         # that are of order ten here.
         for other in (batched[name], mapped[name]):
             assert torch.allclose(other.double(), loop.double(), rtol=0, atol=1e-13)
-    for bound in (vmap(c.bind)(y), tree_map(lambda *t: torch.stack(t), *map(c.bind, y))):
+    for bound in (
+        vmap(c.bind)(y),
+        tree_map(lambda *t: torch.stack(t), *map(c.bind, y)),
+    ):
         for a, b in zip(tree_leaves(bound), tree_leaves(static), strict=True):
             assert torch.equal(a, b)
 
@@ -200,7 +201,10 @@ def test_the_four_second_order_nestings_agree_with_finite_differences(row, n):
     h = 1e-5
     first = jacrev(forward)
     want = torch.stack(
-        [(first(x + h * e) - first(x - h * e)) / (2 * h) for e in torch.eye(len(x)).to(x)],
+        [
+            (first(x + h * e) - first(x - h * e)) / (2 * h)
+            for e in torch.eye(len(x)).to(x)
+        ],
         -1,
     )
     for outer, inner in itertools.product((jacfwd, jacrev), repeat=2):
@@ -254,9 +258,7 @@ def test_inputs_and_the_global_generator_are_untouched(row, n, batch, seed, dtyp
         assert torch.equal(t, value)
         assert t._version == version
     storages = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
-    assert not storages & {
-        t.untyped_storage().data_ptr() for t in outputs if t.numel()
-    }
+    assert not storages & {t.untyped_storage().data_ptr() for t in outputs if t.numel()}
 
 
 @rows
@@ -268,12 +270,59 @@ def test_shapes_are_known_without_data(row, n):
     x = c.right_inverse(y, static)
     meta = c.bind(y.to("meta"))
     pairs = zip(tree_leaves(meta), tree_leaves(static), strict=True)
-    assert all(a.is_meta and a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
+    assert all(
+        a.is_meta and a.shape == b.shape and a.dtype == b.dtype for a, b in pairs
+    )
     x_meta = c.right_inverse(y.to("meta"), meta)
     assert x_meta.is_meta
     assert x_meta.shape == x.shape
     assert c.forward(x_meta, meta).shape == y.shape
     assert c.check(y.to("meta")).shape == (2,)
+
+
+@rows
+@pytest.mark.compile
+def test_a_compiled_map_takes_other_sizes(row):
+    """The second size makes the compiler turn sizes into symbols."""
+    c = row.make()
+    forward = torch.compile(c.forward, fullgraph=True, backend="aot_eager")
+    for n in (2, 3, 5):
+        y = feasible(row, n, (), seed=n)
+        static = c.bind(y)
+        z = forward(c.right_inverse(y, static), static)
+        # 20 eps sqrt(n) times a largest free number of at most a hundred.
+        assert torch.allclose(z, y, rtol=0, atol=1e-12)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what waits for the device: values read by Python, copies between devices."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in {"_local_scalar_dense", "equal", "nonzero", "masked_select"}:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@rows
+def test_no_number_is_read(row):
+    c = row.make()
+    y = feasible(row, 3, (2,), seed=1)
+    with Reads() as reads:
+        static = c.bind(y)
+        x = c.right_inverse(y, static)
+        c.forward(x, static)
+        c.log_abs_det(x, static)
+        c.project(y)
+        c.check(y)
+    assert reads.found == []
+    with Reads() as reads:
+        bool(c.check(y).all())
+    assert reads.found == ["_local_scalar_dense"]
 
 
 @rows
@@ -369,6 +418,5 @@ def test_wrong_shapes_and_dtypes_raise(row):
         c.forward([1.0])
 
 
-def test_the_table_names_every_size_once():
+def test_the_names_of_the_rows_are_unique():
     assert len({row.name for row in CONSTRAINTS}) == len(CONSTRAINTS)
-    assert isinstance(CONSTRAINTS[1].make(), Skew)

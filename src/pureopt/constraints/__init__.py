@@ -7,6 +7,8 @@ from pureopt.constraints._domains import Domain as Domain
 from pureopt.constraints._orthogonal import Orthogonal as Orthogonal
 from pureopt.constraints._orthogonal import OrthogonalStatic as OrthogonalStatic
 from pureopt.constraints._skew import Skew as Skew
+from pureopt.constraints._space import Space as Space
+from pureopt.constraints._space import constrain as constrain
 from pureopt.constraints._symmetric import Symmetric as Symmetric
 
 __all__ = [
@@ -17,5 +19,7 @@ __all__ = [
     "Orthogonal",
     "OrthogonalStatic",
     "Skew",
+    "Space",
     "Symmetric",
+    "constrain",
 ]

@@ -131,19 +131,17 @@ class Constraint(ABC):
 
     def __rshift__(self, other: Constraint) -> Chain:
         """``a >> b``: what ``a`` returns goes into ``b``."""
-        links = (*_links(self), *_links(other))
-        for left, right in zip(links, links[1:], strict=False):
-            _check_fit(left, right)
-        return Chain(links)
+        return Chain((*_links(self), *_links(other)))
 
 
 def _links(constraint: Constraint) -> tuple[Constraint, ...]:
     if not isinstance(constraint, Constraint):  # pyright: ignore[reportUnnecessaryIsInstance]
+        is_class = isinstance(constraint, type)
         raise CompositionError(
             "a >> b",
             "compose constraints",
-            f"`{type(constraint).__name__}`",
-            "Make an instance: `Skew() >> Cayley()`.",
+            f"the class {constraint!r}" if is_class else f"`{constraint!r}`",
+            "Make an instance: `Skew() >> Cayley()`." if is_class else "",
         )
     return constraint.links if isinstance(constraint, Chain) else (constraint,)
 
@@ -167,6 +165,9 @@ def _check_fit(left: Constraint, right: Constraint) -> None:
 class Chain(Constraint):
     """``a >> b``: constraints one after the other; its static is the tuple of theirs.
 
+    Raises:
+        CompositionError: If a link does not take what the one before it returns.
+
     Example:
         >>> import torch
         >>> from pureopt.constraints import Cayley, Skew
@@ -179,6 +180,10 @@ class Chain(Constraint):
     """
 
     links: tuple[Constraint, ...]
+
+    def __post_init__(self) -> None:
+        for left, right in zip(self.links, self.links[1:], strict=False):
+            _check_fit(left, right)
 
     def __repr__(self) -> str:
         """The expression that makes it."""

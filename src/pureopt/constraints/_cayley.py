@@ -29,9 +29,9 @@ class Cayley(Constraint):
 
     References:
         Helfrich, Willmott and Ye, *Orthogonal recurrent neural networks with scaled
-        Cayley transform*, 2018, eq. 3. Ballard, Demmel, Grigori, Jacquelin, Knight and
-        Nguyen, *Reconstructing Householder vectors from tall-skinny QR*, 2015,
-        algorithm 5 (the signs).
+        Cayley transform*, ICML 2018. Ballard, Demmel, Grigori, Jacquelin, Knight and
+        Nguyen, *Reconstructing Householder vectors from tall-skinny QR*, J. Parallel
+        Distrib. Comput. 85, 2015 (the signs, by their modified LU decomposition).
 
     Example:
         >>> import torch
@@ -127,7 +127,7 @@ def cayley_columns(
 
     References:
         Jauch, Hoff and Dunson, *Random orthogonal matrices and the Cayley transform*,
-        2020, section 3.
+        Bernoulli 26(2), 1560-1586, 2020.
     """
     eye = _identity(a)
     inverse = _inverse(_gram(a, b))

@@ -65,7 +65,7 @@ class Orthogonal(Constraint):
 
     References:
         Jauch, Hoff and Dunson, *Random orthogonal matrices and the Cayley transform*,
-        2020, section 3 (the map) and theorem 3.2 (its Jacobian).
+        Bernoulli 26(2), 1560-1586, 2020.
 
     Example:
         >>> import torch

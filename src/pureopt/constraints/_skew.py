@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -117,7 +118,8 @@ def pack(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch d"]:
 def _size(x: Tensor) -> int:
     """The ``n`` of a packed length ``n (n - 1) / 2``."""
     VECTOR.require("Skew(x)", x)
-    length = x.shape[-1]
+    # A number even if the compiler takes sizes as symbols: it cannot trace isqrt.
+    length = operator.index(x.shape[-1])
     n = (math.isqrt(8 * length + 1) + 1) // 2
     if n * (n - 1) // 2 != length:
         raise ConstraintError(

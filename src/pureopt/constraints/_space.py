@@ -129,7 +129,9 @@ class Space:
                 raise TreeError(where, "hold only tensors", got)
             yield path, leaf
 
-    def _static(self, where: str, static: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    def _static(
+        self, where: str, static: Mapping[str, Any] | None
+    ) -> Mapping[str, Any]:
         if static is None:
             return self.static
         if set(static) != set(self.static):
@@ -209,7 +211,7 @@ def constrain(params: Any, spec: Spec) -> Space:
         tensor([0.])
         >>> po.constrain(torch.ones(2, 2), orthogonal)
         Traceback (most recent call last):
-        pureopt._errors.ConstraintError: `constrain(params)` must satisfy Orthogonal():
+        pureopt.ConstraintError: `constrain(params)` must satisfy Orthogonal():
         max|Y^T Y - I| (Y Y^T if wide) <= 2.4e-06, got 2. For the nearest point call
         `Orthogonal().project(params)`, or choose another constraint.
     """

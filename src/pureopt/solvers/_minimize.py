@@ -30,7 +30,7 @@ _COMPILED = 32
 """How many compiled steps are kept for later calls with the same function."""
 
 
-def minimize(  # noqa: PLR0913
+def minimize(
     fn: Callable[..., Any],
     params: P,
     solver: Transform | None = None,
@@ -152,7 +152,10 @@ def _programs(
 
     def answer(run: Run, args: tuple[Any, ...]) -> tuple[Evaluation, int]:
         # Only an averaging transform answers with another point than it evaluated.
-        if reports(run.state) or solver.eval_params(run.params, run.state) is run.params:
+        if (
+            reports(run.state)
+            or solver.eval_params(run.params, run.state) is run.params
+        ):
             return run.best, 0
         point = lanes(solver.eval_params, 2)(run.params, run.state)
         return lanes(evaluate, 2)(point, args), 1
@@ -191,7 +194,7 @@ def _compile(
     step = _programs(fn, solver, has_aux=has_aux, batched=batched).step
     # Isolated: the programs of different objectives share one code object, whose
     # number of compilations is limited.
-    return torch.compile(step, fullgraph=True, isolate_recompiles=True)
+    return torch.compile(step, fullgraph=True, isolate_recompiles=True)  # pyright: ignore[reportCallIssue]
 
 
 def _objective(
@@ -262,7 +265,9 @@ def _check_lanes(params: object, args: tuple[Any, ...]) -> None:
     for name, tree in (("params", params), ("args", args)):
         for path, leaf in tree_items(tree):
             here = f"`{name}`" + (f" at '{path}'" if path else "")
-            rule = "have one leading lane dimension in every leaf of `params` and `args`"
+            rule = (
+                "have one leading lane dimension in every leaf of `params` and `args`"
+            )
             if not isinstance(leaf, Tensor) or not leaf.dim():
                 what = "a 0-d tensor" if isinstance(leaf, Tensor) else "no tensor"
                 raise TreeError(

@@ -11,7 +11,6 @@ from pureopt._solution import Status
 from pureopt._tree import ravel, tree_leaves, tree_select
 from pureopt._typing import Scalar, State
 
-
 # Plain integers: under `torch.compile` a tensor never equals an `IntEnum` member.
 _RUNNING, _CONVERGED, _NON_FINITE = map(
     int, (Status.RUNNING, Status.CONVERGED, Status.NON_FINITE)

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, final
 
 import torch
@@ -141,7 +142,7 @@ def chain(*transforms: Transform) -> Transform:
     links = tuple(link for t in transforms for link in _links(t))
     if not links:
         raise CompositionError("chain(...)", "be given a transform", "none")
-    for left, right in zip(links, links[1:], strict=False):
+    for left, right in pairwise(links):
         _check_fit(left, right)
     if len(links) == 1:
         return links[0]
@@ -168,7 +169,8 @@ def _check_fit(left: Transform, right: Transform) -> None:
             where,
             f"leave nothing left of {b}",
             f"`{a}`",
-            "A rescaled gradient no longer belongs to the value that the line search reads: put it into the objective.",
+            "A rescaled gradient no longer belongs to the value that the line search "
+            "reads: put it into the objective.",
         )
     if not isinstance(left, Additive) or left.emits != "gradients":
         both = isinstance(right, Additive) and right.emits == "gradients"
@@ -235,9 +237,7 @@ class Chain(Transform):
     ) -> tuple[P, State]:
         """Hand the gradients from link to link; the last one steps."""
         check_like("Chain.step(grads=...)", grads, params)
-        grads, states = _update_links(
-            self.links[:-1], params, state[:-1], grads, value
-        )
+        grads, states = _update_links(self.links[:-1], params, state[:-1], grads, value)
         params, last = self.links[-1].step(params, state[-1], grads, value=value)
         return params, (*states, last)
 
@@ -247,9 +247,7 @@ class Chain(Transform):
 
     def restart(self, state: State) -> State:
         """The restarted states of the links."""
-        return tuple(
-            link.restart(s) for link, s in zip(self.links, state, strict=True)
-        )
+        return tuple(link.restart(s) for link, s in zip(self.links, state, strict=True))
 
 
 def check_hyper(

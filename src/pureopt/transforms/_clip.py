@@ -76,7 +76,5 @@ class ClipByGlobalNorm(Additive):
 
 
 def _global_norm(grads: Any) -> Tensor:
-    first, *rest = (
-        g.to(working_dtype(g)).square().sum() for g in tree_leaves(grads)
-    )
+    first, *rest = (g.to(working_dtype(g)).square().sum() for g in tree_leaves(grads))
     return sqrt(sum(rest, start=first))

@@ -302,9 +302,7 @@ class LBFGS(Transform):
         eps = torch.finfo(x.dtype).eps
         curved = dot(s, y) > eps * _norm(s) * _norm(y)
         memory = remember(state.memory, s, y, pair & curved)
-        new = tree_select(
-            accepted, (x, f, g), (state.x, state.value, state.grads)
-        )
+        new = tree_select(accepted, (x, f, g), (state.x, state.value, state.grads))
         size = new[2].abs().amax().to(f.dtype)
         still = (state.value - f).abs() <= STALL / NOISE * noise
         still = pair & still & ~(size < PROGRESS * state.least)

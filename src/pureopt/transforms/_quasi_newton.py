@@ -90,12 +90,17 @@ def _filled(memory: Memory) -> Tensor:
     return torch.arange(m, device=memory.s.device) >= m - memory.pairs
 
 
+def _diagonal(gram: Float[Tensor, "m m"]) -> Float[Tensor, " m"]:
+    # A strided slice: inductor lowers `torch.diagonal` with a deprecation warning.
+    return gram.flatten()[:: gram.shape[0] + 1]
+
+
 def _masked(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, torch.zeros_like(x))
 
 
 def _scaling(memory: Memory) -> Tensor:
-    """gamma = s.y / y.y of the newest pair, the scale of the initial matrix; 1 without."""
+    """Gamma = s.y / y.y of the newest pair, the scale of the initial matrix; 1 without."""
     some = memory.pairs > 0
     sy, yy = memory.sy[-1, -1], memory.yy[-1, -1]
     one = torch.ones_like(sy)
@@ -105,7 +110,7 @@ def _scaling(memory: Memory) -> Tensor:
 def two_loop(memory: Memory, g: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """``H g`` by the recursion over the pairs (Nocedal and Wright, Algorithm 7.4)."""
     filled = _filled(memory)
-    sy = torch.diagonal(memory.sy)
+    sy = _diagonal(memory.sy)
     one = torch.ones_like(sy)
     rho = _masked(one / torch.where(filled, sy, one), filled)
     rows = list(zip(memory.s, memory.y, rho, strict=True))
@@ -135,13 +140,13 @@ def compact(memory: Memory, g: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     filled = _filled(memory)
     both = filled & filled.unsqueeze(-1)
     # A row that does not count is a unit row of R, and zero everywhere else.
-    unit = torch.diag_embed((~filled).to(memory.sy.dtype))
-    r = torch.triu(_masked(memory.sy, both)) + unit
+    unit = torch.eye(len(filled), dtype=memory.sy.dtype, device=g.device)
+    r = torch.triu(_masked(memory.sy, both)) + _masked(unit, ~filled)
     gamma = _scaling(memory)
     sg = _masked(dot(memory.s, g), filled).unsqueeze(-1)
     yg = _masked(dot(memory.y, g), filled).unsqueeze(-1)
     u = torch.linalg.solve_triangular(r, sg, upper=True)
-    d = torch.diagonal(r).unsqueeze(-1)
+    d = _diagonal(r).unsqueeze(-1)
     inner = d * u + gamma * (_masked(memory.yy, both) @ u - yg)
     v = torch.linalg.solve_triangular(r.mT, inner, upper=False)
     u, v = u.squeeze(-1).to(g.dtype), v.squeeze(-1).to(g.dtype)

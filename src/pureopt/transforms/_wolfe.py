@@ -194,12 +194,8 @@ def _cubic(a: Point, b: Point) -> tuple[Tensor, Tensor]:
     2006, equation (3.59)), scaled against overflow.
     """
     theta = 3 * _ratio(a.f - b.f, b.t - a.t) + a.slope + b.slope
-    scale = torch.maximum(
-        theta.abs(), torch.maximum(a.slope.abs(), b.slope.abs())
-    )
-    square = _ratio(theta, scale) ** 2 - _ratio(a.slope, scale) * _ratio(
-        b.slope, scale
-    )
+    scale = torch.maximum(theta.abs(), torch.maximum(a.slope.abs(), b.slope.abs()))
+    square = _ratio(theta, scale) ** 2 - _ratio(a.slope, scale) * _ratio(b.slope, scale)
     gamma = scale * _sqrt(square)
     gamma = torch.where(b.t > a.t, -gamma, gamma)
     p = (gamma - b.slope) + theta
