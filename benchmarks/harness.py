@@ -171,7 +171,8 @@ def run_piece(measure: Callable[..., Report], description: str | None) -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(as_json(report)), encoding="utf-8")
     else:
-        print(table([(measure.__module__, row) for row in report.rows]))
+        piece = Path(sys.argv[0]).stem
+        print(table((piece, row) for row in report.rows))
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def _cells(piece: str, row: Row) -> tuple[str, ...]:
         number += "x faster"
     met = {None: "", True: "yes", False: "NO"}[row.met]
     return (
-        *(piece.rpartition(".")[2], row.measure, _short(row.ours)),
+        *(piece, row.measure, _short(row.ours)),
         *(row.peer, theirs, number, row.target, met),
     )
 

@@ -66,6 +66,14 @@ TRANSFORMS = [
         lambda lr: po.ClipByGlobalNorm(0.5) >> po.EMA(po.SGD(lr, 0.9), decay=0.5),
         leafwise=False,
     ),
+    Row(
+        "lbfgs",
+        "LBFGS",
+        lambda lr: po.LBFGS(memory=3),
+        needs_value=True,
+        has_lr=False,
+        leafwise=False,
+    ),
 ]
 
 ESTIMATORS = [

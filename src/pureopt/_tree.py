@@ -50,8 +50,9 @@ def tree_unflatten(structure: Any, leaves: Iterable[Any]) -> Any:
 
 def tree_map(fn: Callable[..., Any], tree: T, *rest: Any) -> T:
     """Apply ``fn`` leaf by leaf; ``rest`` may hold subtrees at the leaves of ``tree``."""
-    walked: Any = tree
-    return optree.tree_map(fn, walked, *rest, none_is_leaf=True, namespace=_NAMESPACE)
+    # To a type checker optree's trees are a nominal class: `Any` on the way in and out.
+    walk: Any = optree.tree_map
+    return walk(fn, tree, *rest, none_is_leaf=True, namespace=_NAMESPACE)
 
 
 def tree_paths(tree: Any) -> list[str]:

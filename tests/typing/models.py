@@ -9,6 +9,7 @@ import pureopt as po
 from pureopt.constraints import Orthogonal
 
 model = nn.Linear(4, 4)
+nn.init.orthogonal_(model.weight)
 apply, params, buffers = po.functionalize(model)
 assert_type(params, dict[str, Tensor])
 assert_type(buffers, dict[str, Tensor])

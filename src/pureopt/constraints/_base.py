@@ -278,8 +278,12 @@ class Chain(Constraint):
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
-    """``factor * x`` in the spelling that survives a compiled ``vmap(jacfwd)``."""
-    return torch.add(torch.zeros_like(x), x, alpha=factor)
+    """``factor * x`` in the spelling that survives the compiler.
+
+    A compiled ``vmap(jacfwd)`` refuses a product with a number, and inductor drops the
+    ``alpha`` of ``torch.add`` where ``x`` is a matrix product (pytorch#167313 is alike).
+    """
+    return torch.sub(torch.zeros_like(x), x, alpha=-factor)
 
 
 def working(x: Tensor) -> Tensor:

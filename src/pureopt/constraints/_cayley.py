@@ -131,16 +131,15 @@ def cayley_columns(
     """
     eye = _identity(a)
     inverse = _inverse(_gram(a, b))
-    top = torch.add(-eye, inverse, alpha=2)
-    q = torch.cat([top, b @ inverse], -2)
-    return torch.add(q, q @ (eye - q.mT @ q), alpha=0.5)
+    q = torch.cat([inverse + inverse - eye, b @ inverse], -2)
+    return q + scaled(q, 0.5) @ (eye - q.mT @ q)
 
 
 def cayley_blocks(q: Float[Tensor, "*batch n k"]) -> tuple[Tensor, Tensor]:
     """The inverse of :func:`cayley_columns`: the skew block and the block below it."""
     k = q.shape[-1]
     inverse = _inverse(_identity(q) + q[..., :k, :])
-    return scaled(inverse.mT - inverse, 2), scaled(q[..., k:, :] @ inverse, 2)
+    return scaled(inverse.mT - inverse, 2), scaled(q[..., k:, :], 2) @ inverse
 
 
 def cayley_log_abs_det(a: Tensor, b: Tensor) -> Float[Tensor, "*batch"]:
@@ -234,7 +233,8 @@ def polar_factor(y: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch n k"]:
 
 def _gram(a: Tensor, b: Tensor) -> Tensor:
     """``G = I + B^T B / 4 - A / 2``."""
-    return torch.add(torch.add(_identity(a), a, alpha=-0.5), b.mT @ b, alpha=0.25)
+    y = scaled(b, 0.5)
+    return _identity(a) - scaled(a, 0.5) + y.mT @ y
 
 
 def _identity(a: Tensor) -> Tensor:

@@ -103,8 +103,8 @@ def unpack(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch n n"]:
     high, low = torch.maximum(row, column), torch.minimum(row, column)
     # A zero in front of the vector serves the diagonal, also for n = 1.
     index = torch.where(row == column, 0, high * (high - 1) // 2 + low + 1)
-    a = F.pad(x, (1, 0)).index_select(-1, index.reshape(-1))
-    a = scaled(a.reshape(*x.shape[:-1], n, n), 1 / _SQRT2)
+    # Not index_select: inductor gets its gradient wrong under vmap.
+    a = scaled(F.pad(x, (1, 0))[..., index], 1 / _SQRT2)
     return torch.where(row < column, -a, a)
 
 
@@ -112,7 +112,7 @@ def pack(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch d"]:
     """The strict lower triangle, scaled to an isometry."""
     n = a.shape[-1]
     row, column = torch.tril_indices(n, n, -1, device=a.device)
-    return scaled(a.flatten(-2).index_select(-1, row * n + column), _SQRT2)
+    return scaled(a[..., row, column], _SQRT2)
 
 
 def _size(x: Tensor) -> int:

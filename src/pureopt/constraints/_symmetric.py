@@ -66,7 +66,8 @@ class Symmetric(Constraint):
         i = torch.arange(n, device=x.device)
         high, low = torch.maximum(i[:, None], i), torch.minimum(i[:, None], i)
         index = high * (high + 1) // 2 + low
-        y = x.index_select(-1, index.reshape(-1)).reshape(*x.shape[:-1], n, n)
+        # Not index_select: inductor gets its gradient wrong under vmap.
+        y = x[..., index]
         return torch.where(high == low, y, scaled(y, 1 / _SQRT2))
 
     def right_inverse(
@@ -76,7 +77,7 @@ class Symmetric(Constraint):
         del static
         keep, n = self.check(y), y.shape[-1]
         row, column = torch.tril_indices(n, n, device=y.device)
-        x = y.flatten(-2).index_select(-1, row * n + column)
+        x = y[..., row, column]
         return or_nan(keep, torch.where(row == column, x, scaled(x, _SQRT2)), 1)
 
     def violation(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:

@@ -32,6 +32,12 @@ class AdamState(NamedTuple):
         step: How many steps were taken.
         mu: The first moment of the gradients, a tree like the parameters.
         nu: The second moment; both in float32 where a parameter has less.
+
+    Example:
+        >>> import torch
+        >>> import pureopt as po
+        >>> po.Adam().init(torch.ones(2, dtype=torch.bfloat16)).nu
+        tensor([0., 0.])
     """
 
     step: Int[Tensor, ""]

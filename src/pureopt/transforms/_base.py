@@ -276,7 +276,7 @@ def check_hyper(
             )
     elif schedule and isinstance(value, Callable):
         return
-    elif isinstance(value, bool) or not isinstance(value, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+    elif isinstance(value, bool) or not isinstance(value, int | float):
         kinds = "a number or a 0-d tensor" + (" or a schedule" if schedule else "")
         raise HyperparameterError(where, f"be {kinds}", f"`{type(value).__name__}`")
     elif not low <= value < high or not math.isfinite(value):

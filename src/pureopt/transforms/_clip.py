@@ -8,7 +8,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from pureopt._tree import check_params, tree_leaves, tree_map
+from pureopt._tree import check_params, tree_map, tree_match
 from pureopt._typing import P, Scalar
 from pureopt.transforms._base import Additive, check_hyper, working_dtype
 from pureopt.transforms._leaves import sqrt
@@ -61,20 +61,22 @@ class ClipByGlobalNorm(Additive):
 
     def update(
         self,
-        params: P,  # noqa: ARG002
+        params: P,
         state: tuple[()],
         grads: P,
         *,
         value: Tensor | None = None,  # noqa: ARG002
     ) -> tuple[P, tuple[()]]:
-        norm = _global_norm(grads)
+        # In the order of the parameters, so that the order of the keys of the gradients
+        # does not change a bit of the sum.
+        norm = _global_norm(tree_match(grads, params))
         inside = norm <= self.max_norm  # False for NaN, which then spreads
         scale = torch.where(inside, 1.0, self.max_norm / torch.where(inside, 1.0, norm))
         return tree_map(
-            lambda g: (scale * g.to(working_dtype(g))).to(g.dtype), grads
+            lambda _, g: (scale * g.to(working_dtype(g))).to(g.dtype), params, grads
         ), state
 
 
-def _global_norm(grads: Any) -> Tensor:
-    first, *rest = (g.to(working_dtype(g)).square().sum() for g in tree_leaves(grads))
+def _global_norm(leaves: list[Tensor]) -> Tensor:
+    first, *rest = (g.to(working_dtype(g)).square().sum() for g in leaves)
     return sqrt(sum(rest, start=first))

@@ -22,6 +22,12 @@ class EMAState(NamedTuple):
         step: How many steps were taken.
         inner: The state of the inner transform.
         ema: The average, a tree like the parameters; in float32 where one has less.
+
+    Example:
+        >>> import torch
+        >>> import pureopt as po
+        >>> po.EMA(po.SGD(lr=0.1)).init(torch.ones(2)).ema
+        tensor([1., 1.])
     """
 
     step: Int[Tensor, ""]

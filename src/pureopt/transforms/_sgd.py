@@ -22,6 +22,12 @@ class SGDState(NamedTuple):
     Attributes:
         step: How many steps were taken.
         mu: The momentum buffer, a tree like the parameters; ``()`` without momentum.
+
+    Example:
+        >>> import torch
+        >>> import pureopt as po
+        >>> po.SGD(lr=0.1).init(torch.ones(2))
+        SGDState(step=tensor(0), mu=())
     """
 
     step: Int[Tensor, ""]
