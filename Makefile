@@ -3,9 +3,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-# One process per core (8 at most) and one thread per process: faster than the other
-# way around, because most tests are many small tensors.
-PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+# Tests and examples are many small tensors: there, a second thread only gets in the way.
+ONE_THREAD := OMP_NUM_THREADS=1 MPLBACKEND=Agg
+# One process per core, 8 at most.
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help demo test lint format docs bench laws clean
 
@@ -13,7 +14,7 @@ help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/' | expand -t 16
 
 demo: .venv/.dev ## Train on handwritten digits and draw the picture (two minutes)
-	@MPLBACKEND=Agg $(BIN)/python examples/quickstart.py
+	@$(ONE_THREAD) $(BIN)/python examples/quickstart.py
 
 test: .venv/.dev ## Run all tests, and the examples in docstrings and pages
 	@$(PYTEST)
@@ -30,11 +31,11 @@ format: .venv/.dev ## Format the code and fix what can be fixed without thought
 	@$(BIN)/ruff check --fix
 
 docs: .venv/.dev ## Build the site, examples included; warnings are errors
-	@MPLBACKEND=Agg $(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+	@$(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
 	@echo "The site is docs/_build/html/index.html"
 
 bench: .venv/.bench ## Compare with scipy, torch.optim, optax, optimistix and jaxopt
-	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python -m benchmarks.run
 
 laws: .venv/.dev ## Run each law with 500 drawn cases in place of 20
 	@$(PYTEST) tests/laws -m "not compile" --hypothesis-profile=laws

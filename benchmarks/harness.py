@@ -176,11 +176,11 @@ def run_piece(measure: Callable[..., Report], description: str | None) -> None:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The report as plain data, with the derived numbers."""
+    """The report as plain data, with the derived numbers and where they come from."""
     rows = [
         {**row._asdict(), "number": row.number, "met": row.met} for row in report.rows
     ]
-    return {"rows": rows, "details": report.details}
+    return {"machine": machine(), "rows": rows, "details": report.details}
 
 
 def table(rows: Iterable[tuple[str, Row]]) -> str:

@@ -36,9 +36,9 @@ def _seconds() -> tuple[float, float, str]:
 
 
 def measure(*, quick: bool = False) -> Report:
-    """Medians over fresh interpreters, after one that warms the file system."""
-    _seconds()
-    runs = [_seconds() for _ in range(2 if quick else 9)]
+    """Medians over fresh interpreters; the first one warms the file system."""
+    runs = [_seconds() for _ in range(1 if quick else 10)]
+    runs = runs[1:] or runs
     torch_seconds = statistics.median(run[0] for run in runs)
     added = statistics.median(run[1] / run[0] for run in runs)
     said = sorted({run[2] for run in runs if run[2]})

@@ -274,8 +274,8 @@ def _count_astray(
 
 
 def measure(*, quick: bool = False) -> Report:
-    """All 40 instances in both precisions; every seventh of them with ``quick``."""
-    problems = PROBLEMS[::7] if quick else PROBLEMS
+    """All 40 instances in both precisions; four of them with ``quick``."""
+    problems = PROBLEMS[:20:5] if quick else PROBLEMS
     runs = {dtype: _run_all(dtype, problems) for dtype in TOLERANCE}
     references = runs[torch.float64]["scipy L-BFGS-B"]
     searches, cells = _searches()

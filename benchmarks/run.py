@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Row, arguments, machine, progress, table, use_threads
+from benchmarks.harness import Row, arguments, progress, table
 
-PIECES = ("mgh_bench", "fits", "adam", "syncs", "import_time")
+PIECES = ("mgh_bench", "fits", "directions", "adam", "syncs", "import_time")
 RESULTS = Path(__file__).parent / "results.json"
 
 
@@ -26,29 +26,47 @@ def run_apart(piece: str, *, quick: bool, threads: int) -> dict[str, Any]:
         command = [sys.executable, "-m", f"benchmarks.{piece}"]
         command += ["--json", str(target), "--threads", str(threads)]
         command += ["--quick"] if quick else []
-        done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            command,
+            check=False,
+            cwd=RESULTS.parents[1],  # where `benchmarks` can be imported from
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         if done.returncode:
             return {"rows": [], "details": {}, "error": done.stderr[-2000:]}
-        return json.loads(target.read_text(encoding="utf-8"))
+        report = json.loads(target.read_text(encoding="utf-8"))
+        return {"quick": quick, **report}
 
 
 def _rows(report: dict[str, Any]) -> list[Row]:
     return [Row(**{name: row[name] for name in Row._fields}) for row in report["rows"]]
 
 
+def _stored(path: Path) -> dict[str, dict[str, Any]]:
+    """The reports of an earlier run, if there was one."""
+    if not path.exists():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def main() -> int:
-    """Run all pieces; the exit status is 1 if one of them broke down."""
+    """Run the pieces; the exit status is 1 if one of them broke down."""
     parser = arguments(__doc__)
-    parser.add_argument("--only", nargs="+", choices=PIECES, default=PIECES)
+    parser.add_argument(
+        *("--only", "-o"),
+        nargs="+",
+        choices=PIECES,
+        help="run these again; the others keep the numbers they have",
+    )
     options = parser.parse_args()
-    use_threads(options.threads)
-    reports: dict[str, dict[str, Any]] = {}
-    for piece in options.only:
+    target = options.json or RESULTS
+    reports = _stored(target) if options.only else {}
+    for piece in options.only or PIECES:
         progress(f"{piece} ...")
         reports[piece] = run_apart(piece, quick=options.quick, threads=options.threads)
-    result = {"machine": machine(), "quick": options.quick, "pieces": reports}
-    target = options.json or RESULTS
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    reports = {name: reports[name] for name in PIECES if name in reports}
+    target.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
     print(table((name, row) for name, r in reports.items() for row in _rows(r)))
     broken = {name: r["error"] for name, r in reports.items() if "error" in r}
     for name, error in broken.items():

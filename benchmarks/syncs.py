@@ -15,12 +15,6 @@ import pureopt as po
 from benchmarks.harness import Report, Row, run_piece
 from benchmarks.mgh import PROBLEMS
 
-# Each returns a Python value, or a tensor whose shape depends on values.
-_WAITS = {
-    *("_local_scalar_dense", "item", "equal", "is_nonzero"),
-    *("nonzero", "masked_select", "unique_dim", "_unique2"),
-}
-
 
 class SyncCounter(TorchDispatchMode):
     """Counts the operators for which the host waits for the device.
@@ -48,10 +42,19 @@ class SyncCounter(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        name = func.overloadpacket.__name__
-        if name in _WAITS:
-            self.seen[name] += 1
+        if _waits(func, args):
+            self.seen[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
+
+
+def _waits(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether it returns a Python value, or a tensor whose shape depends on values."""
+    if torch.Tag.data_dependent_output in func.tags:
+        return True
+    if func is torch.ops.aten.index.Tensor:
+        # Only masks must be counted before the result has a shape.
+        return any(i is not None and i.dtype == torch.bool for i in args[1])
+    return torch.Tag.dynamic_output_shape in func.tags
 
 
 def count(run: Callable[[], object]) -> int:

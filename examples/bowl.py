@@ -2,8 +2,8 @@
 Four optimizers in an elliptic bowl
 ===================================
 
-Minimize the length of ``B x``. The level sets are ellipses, six times as long as they
-are wide, so that the negative gradient mostly points across the valley and not along it.
+Minimize the length of ``B x``. The level sets are ellipses, almost four times as long
+as they are wide, so that the negative gradient mostly points across the valley and not along it.
 Gradient descent, momentum, Adam and L-BFGS have one signature, so that one loop serves
 all four.
 """

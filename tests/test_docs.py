@@ -60,3 +60,20 @@ def test_the_links_of_a_page_lead_somewhere(page):
     prose = FENCE.sub("", page.read_text())
     targets = [t for t in LINK.findall(prose) if "gallery" not in t]
     assert [t for t in targets if not (page.parent / t).exists()] == []
+
+
+CITED = re.compile(
+    r"([A-Z][\w'-]+)(?:(?:, | and )[A-Z][\w'-]+| et al\.)*,? \((\d{4})\)"
+)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=page_id)
+def test_what_a_docstring_cites_stands_in_the_bibliography(path):
+    entries = (ROOT / "docs" / "bibliography.md").read_text().split("\n- ")
+    cited = set(CITED.findall(" ".join(path.read_text().split())))
+    missing = {
+        (author, year)
+        for author, year in cited
+        if not any(author in entry and f"({year})" in entry for entry in entries)
+    }
+    assert missing == set()

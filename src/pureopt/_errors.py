@@ -7,16 +7,24 @@ class PureoptError(ValueError):
     """Base of the errors that pureopt raises for wrong input.
 
     Every message has the same four parts: where the value was passed, what it
-    must be, what it was, and what to do.
+    must be, what it was, and what to do. They are the ``args`` of the error.
 
     Example:
         >>> issubclass(TreeError, PureoptError) and issubclass(PureoptError, ValueError)
         True
     """
 
-    def __init__(self, where: str, rule: str, got: str, hint: str = "") -> None:
-        text = f"`{where}` must {rule}, got {got}."
-        super().__init__(f"{text} {hint}" if hint else text)
+    # No `__init__`: `torch.compile` can trace raising a class without one, and the
+    # parts in `args` are what pickle keeps.
+    def __str__(self) -> str:
+        """The message."""
+        match self.args:
+            case (where, rule, got):
+                return f"`{where}` must {rule}, got {got}."
+            case (where, rule, got, hint):
+                return f"`{where}` must {rule}, got {got}. {hint}".rstrip()
+            case _:
+                return super().__str__()
 
 
 class TreeError(PureoptError):

@@ -104,6 +104,7 @@ def fold_in(
         PureoptError: If ``key`` is not an int64 tensor, or ``data`` not integer.
 
     Example:
+        >>> import torch
         >>> import pureopt as po
         >>> key = po.random.key(0)
         >>> steps = po.random.fold_in(key, torch.arange(1000))
@@ -169,7 +170,7 @@ def uniform(
     Example:
         >>> import pureopt as po
         >>> po.random.uniform(po.random.key(0), (3,))
-        tensor([0.6546, 0.2376, 0.2403])
+        tensor([0.2545, 0.6004, 0.8594])
     """
     m = _precision(dtype)
     wide = torch.promote_types(dtype, torch.float32)
@@ -240,7 +241,7 @@ def bernoulli(
     Example:
         >>> import pureopt as po
         >>> po.random.bernoulli(po.random.key(0), 0.5, (4,))
-        tensor([False,  True,  True, False])
+        tensor([ True, False, False,  True])
     """
     if isinstance(p, Tensor):
         dtype = torch.promote_types(p.dtype, torch.float32)

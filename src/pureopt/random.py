@@ -1,13 +1,14 @@
 """Random numbers as pure functions of a key.
 
 Example:
+    >>> import torch
     >>> import pureopt as po
     >>> key = po.random.key(0)
     >>> lanes = torch.func.vmap(lambda k: po.random.normal(k, (3,)))
     >>> noise = lanes(po.random.split(key, 2))
     >>> bool((noise[1] == po.random.normal(po.random.split(key, 2)[1], (3,))).all())
     True
-"""  # noqa: A005 - only ever imported as `pureopt.random`
+"""
 
 from pureopt._random import bernoulli as bernoulli
 from pureopt._random import bits as bits

@@ -171,15 +171,15 @@ def test_a_space_compiles_and_differentiates():
 
     def loss(free, static):
         return sum(
-            leaf.square().sum() for leaf in tree_leaves(space.forward(free, static))
+            leaf.exp().sum() for leaf in tree_leaves(space.forward(free, static))
         )
 
     want = grad(loss)(space.free, space.static)
     compiled = torch.compile(grad(loss), fullgraph=True, backend="aot_eager")
     got = compiled(space.free, space.static)
     for a, b in zip(tree_leaves(got), tree_leaves(want), strict=True):
-        # Gradients of a constant, |Q|^2 = n, are rounding errors; the free leaves are
-        # exact.
+        # The same kernels in the same order: a few float32 roundings.
+        assert bool(a.any())
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
 
 

@@ -27,6 +27,11 @@ def test_compiled_is_eager_and_learning_rates_never_recompile(row):
 
     backend = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(evaluate_and_step, backend=backend, fullgraph=True)
+    first = CASE.fill()
+    compiled(torch.tensor(0.5), first, row.make(0.5).init(first))
+    # Once per call of the backend; the compiler may restart within one compilation.
+    graphs = backend.frame_count
+    assert graphs >= 1
     for lr in (0.3, 0.1, 0.03):
         rate, params = torch.tensor(lr), CASE.fill()
         state = row.make(rate).init(params)
@@ -42,4 +47,4 @@ def test_compiled_is_eager_and_learning_rates_never_recompile(row):
             if a.dtype == torch.bfloat16:
                 eps = 5 * torch.finfo(torch.bfloat16).eps
             torch.testing.assert_close(a, b, rtol=eps, atol=eps)
-    assert backend.frame_count == 1
+    assert backend.frame_count == graphs

@@ -439,7 +439,9 @@ def test_resumes_in_the_middle_of_a_search():
 
 def test_missing_value_is_an_error():
     solver, x = po.LBFGS(), torch.ones(2)
-    with pytest.raises(po.TreeError, match=r"value=.*0-d tensor, got None.*grad_and_v"):
+    with pytest.raises(
+        po.TreeError, match=r"value=.*0-d floating tensor, got None.*grad_and_v"
+    ):
         solver.step(x, solver.init(x), x)
     with pytest.raises(po.TreeError, match=r"0-d floating tensor, got shape \(2,\)"):
         solver.step(x, solver.init(x), x, value=x)

@@ -32,6 +32,7 @@ class Functional(NamedTuple):
         buffers: ``{dotted name: tensor}``; with dropout also the key ``"rng"``.
 
     Example:
+        >>> import torch
         >>> import pureopt as po
         >>> po.functionalize(torch.nn.Linear(2, 1)).params["weight"].shape
         torch.Size([1, 2])
@@ -61,7 +62,8 @@ def functionalize(
       advances: the same buffers give the same masks, lanes of keys different ones.
       ``inplace`` of dropout is ignored.
     - Other random calls in train mode raise, because they would move torch's global
-      generator. Those of NumPy and Python, and those in eval mode, are not seen.
+      generator. Those of NumPy and Python, those in eval mode, and ``rand_like`` and
+      its kind inside ``torch.compile``, are not seen.
     - Tensors in plain attributes are constants, and what ``forward`` stores in plain
       attributes is not returned. Writes in place to parameters or input are not seen
       inside ``vmap`` and ``torch.compile``.
@@ -81,6 +83,7 @@ def functionalize(
             ``params`` or ``buffers`` is missing or unknown, or a shape differs.
 
     Example:
+        >>> import torch
         >>> import pureopt as po
         >>> module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
         >>> apply, params, buffers = po.functionalize(module)
@@ -134,6 +137,7 @@ def stack(
             names the first difference.
 
     Example:
+        >>> import torch
         >>> import pureopt as po
         >>> members = [torch.nn.Linear(3, 1) for _ in range(4)]
         >>> apply, params, buffers = po.stack(members)
@@ -199,7 +203,7 @@ def _make_apply(
     module: nn.Module, buffers: dict[str, Tensor]
 ) -> Callable[..., tuple[Any, dict[str, Tensor]]]:
     skeleton = make_skeleton(module)
-    like_params = dict(skeleton.named_parameters())
+    like_params: dict[str, Tensor] = dict(skeleton.named_parameters())
     param_slots = list(slots(skeleton, "_parameters"))
     buffer_slots = list(slots(skeleton, "_buffers"))
     absent = absent_buffers(skeleton)

@@ -99,7 +99,7 @@ class NoRandom(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Iterable[type],  # noqa: ARG002
+        types: Iterable[type],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
@@ -117,44 +117,60 @@ class NoRandom(TorchFunctionMode):
 
 
 # By name, since a function of `F`, its kernel in `torch` and the method share it.
-_RANDOM = frozenset(
-    """
-    bernoulli bernoulli_ binomial cauchy_ exponential_ geometric_ gumbel_softmax
-    log_normal_ multinomial normal normal_ poisson rand rand_like randint randint_like
-    randn randn_like random_ randperm uniform_ _sample_dirichlet _standard_gamma
-    fractional_max_pool2d fractional_max_pool2d_with_indices
-    fractional_max_pool3d fractional_max_pool3d_with_indices
-    """.split()
-)
+_RANDOM = {
+    "bernoulli", "bernoulli_", "binomial", "cauchy_", "exponential_", "geometric_",
+    "gumbel_softmax", "lobpcg", "log_normal_", "multinomial", "normal", "normal_",
+    "pca_lowrank", "poisson", "rand", "rand_like", "randint", "randint_like", "randn",
+    "randn_like", "random_", "randperm", "svd_lowrank", "uniform_",
+    "fractional_max_pool2d", "fractional_max_pool2d_with_indices",
+    "fractional_max_pool3d", "fractional_max_pool3d_with_indices",
+    "_sample_dirichlet", "_standard_gamma",
+}  # fmt: skip
 
 
-def _get(args: Sequence[Any], kwargs: Mapping[str, Any], i: int, name: str) -> Any:
-    return args[i] if len(args) > i else kwargs.get(name)
+# The defaults are needed where the mode is traced: run, it is handed all arguments.
+def _get(
+    args: Sequence[Any], kwargs: Mapping[str, Any], i: int, name: str, default: Any
+) -> Any:
+    return args[i] if len(args) > i else kwargs.get(name, default)
 
 
 def _drops(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    # `F.dropout` hands on all its arguments by name; the kernels have no defaults.
-    train = kwargs.get("training", _get(args, kwargs, 2, "train"))
-    return bool(train) and _get(args, kwargs, 1, "p") != 0
+    train = kwargs.get("train", _get(args, kwargs, 2, "training", True))
+    return bool(train) and _get(args, kwargs, 1, "p", 0.5) != 0
+
+
+def _drops_alpha(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    train = kwargs.get("train", _get(args, kwargs, 2, "training", False))
+    return bool(train) and _get(args, kwargs, 1, "p", 0.5) != 0
 
 
 def _attends(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    return bool(_get(args, kwargs, 4, "dropout_p"))
+    return _get(args, kwargs, 4, "dropout_p", 0.0) != 0
 
 
 def _attends_multi(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    return bool(kwargs.get("training", True)) and args[10] != 0
+    train = _get(args, kwargs, 13, "training", True)
+    return bool(train) and _get(args, kwargs, 10, "dropout_p", 0.0) != 0
 
 
 def _leaks(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    return bool(_get(args, kwargs, 3, "training"))
+    return bool(_get(args, kwargs, 3, "training", False))
 
 
-_DROPOUTS = ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout")
 _GATED: dict[str, Callable[[Sequence[Any], Mapping[str, Any]], bool]] = {
-    **dict.fromkeys(_DROPOUTS, _drops),
-    **dict.fromkeys([f"{name}_" for name in _DROPOUTS], _drops),
-    **dict.fromkeys(["dropout1d", "dropout2d", "dropout3d", "native_dropout"], _drops),
+    "dropout": _drops,
+    "dropout_": _drops,
+    "dropout1d": _drops,
+    "dropout2d": _drops,
+    "dropout3d": _drops,
+    "feature_dropout": _drops,
+    "feature_dropout_": _drops,
+    "native_dropout": _drops,
+    "alpha_dropout": _drops_alpha,
+    "alpha_dropout_": _drops_alpha,
+    "feature_alpha_dropout": _drops_alpha,
+    "feature_alpha_dropout_": _drops_alpha,
     "rrelu": _leaks,
     "rrelu_": _leaks,
     "scaled_dot_product_attention": _attends,
@@ -162,9 +178,7 @@ _GATED: dict[str, Callable[[Sequence[Any], Mapping[str, Any]], bool]] = {
 }
 
 
-def versions(
-    params: dict[str, Tensor], inputs: Any
-) -> list[tuple[str, Tensor, int]]:
+def versions(params: dict[str, Tensor], inputs: Any) -> list[tuple[str, Tensor, int]]:
     """Name, tensor and version of each tensor, to see later what was written to."""
     named = [(f"'{name}'", param) for name, param in params.items()]
     named += [("its input", x) for x in tree_leaves(inputs) if isinstance(x, Tensor)]

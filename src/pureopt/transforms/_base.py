@@ -12,7 +12,12 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from pureopt._errors import CompositionError, HyperparameterError, PureoptError
+from pureopt._errors import (
+    CompositionError,
+    HyperparameterError,
+    PureoptError,
+    TreeError,
+)
 from pureopt._tree import check_like, check_params, tree_leaves, tree_map
 from pureopt._typing import Hyper, P, Scalar, State
 
@@ -282,6 +287,27 @@ def check_hyper(
     elif not low <= value < high or not math.isfinite(value):
         bound = "finite and >= 0" if high == math.inf else f"in [{low:g}, {high:g})"
         raise HyperparameterError(where, f"be {bound}", repr(value))
+
+
+def check_value(where: str, value: Tensor | None) -> Tensor:
+    """The loss of a transform that needs one.
+
+    Raises:
+        TreeError: If it is missing or not a 0-d floating tensor.
+    """
+    rule = "be the loss at `params`, a 0-d floating tensor"
+    if value is None:
+        hint = (
+            "The search compares values: pass `value=loss` "
+            "(`torch.func.grad_and_value` returns it)."
+        )
+        raise TreeError(where, rule, "None", hint)
+    if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TreeError(where, rule, f"`{type(value).__name__}`")
+    if value.dim() or not value.is_floating_point():
+        shape = f"shape {tuple(value.shape)}, dtype {value.dtype}"
+        raise TreeError(where, rule, shape, "Reduce it, for example with `.mean()`.")
+    return value
 
 
 def resolve(hyper: Hyper, step: Tensor) -> Scalar:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pureopt._errors import HyperparameterError, TreeError
+from pureopt._errors import HyperparameterError
 from pureopt._solution import Status
 from pureopt._tree import (
     check_like,
@@ -21,7 +21,7 @@ from pureopt._tree import (
     unravel,
 )
 from pureopt._typing import P, Scalar
-from pureopt.transforms._base import Transform, check_hyper
+from pureopt.transforms._base import Transform, check_hyper, check_value
 from pureopt.transforms._quasi_newton import (
     Memory,
     accumulator,
@@ -29,6 +29,7 @@ from pureopt.transforms._quasi_newton import (
     dot,
     empty_memory,
     forget,
+    norm,
     remember,
     two_loop,
 )
@@ -220,7 +221,7 @@ class LBFGS(Transform):
                 not a 0-d tensor.
         """
         check_like("LBFGS.step(grads=...)", grads, params)
-        value = _checked(value)
+        value = check_value("LBFGS.step(value=...)", value)
         x, g = _ravel(params), _ravel(grads)
         noise = self._noise(value, x) * state.value.abs()
         step = state.step + _running(state)
@@ -300,7 +301,7 @@ class LBFGS(Transform):
         s = torch.where(pair, x - state.x, torch.zeros_like(x))
         y = torch.where(pair, g - state.grads, torch.zeros_like(g))
         eps = torch.finfo(x.dtype).eps
-        curved = dot(s, y) > eps * _norm(s) * _norm(y)
+        curved = dot(s, y) > eps * norm(s) * norm(y)
         memory = remember(state.memory, s, y, pair & curved)
         new = tree_select(accepted, (x, f, g), (state.x, state.value, state.grads))
         size = new[2].abs().amax().to(f.dtype)
@@ -327,7 +328,7 @@ class LBFGS(Transform):
         g = state.grads
         newton = -_DIRECTIONS[self.direction](state.memory, g)
         slope = dot(g, newton)
-        descent = slope < -torch.finfo(g.dtype).eps * _norm(g) * _norm(newton)
+        descent = slope < -torch.finfo(g.dtype).eps * norm(g) * norm(newton)
         memory = forget(state.memory, where & ~descent)
         direction = torch.where(descent, newton, -g)
         slope = torch.where(descent, slope, -dot(g, g))
@@ -381,36 +382,9 @@ def _ravel(tree: object) -> Tensor:
     return ravel(tree, dtype)
 
 
-def _checked(value: Tensor | None) -> Tensor:
-    if value is None:
-        raise TreeError(
-            "LBFGS.step(value=...)",
-            "be the loss at `params`, a 0-d tensor",
-            "None",
-            "The line search compares values: pass `value=loss` "
-            "(`torch.func.grad_and_value` returns it).",
-        )
-    if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
-        what = (
-            f"shape {tuple(value.shape)}, dtype {value.dtype}"
-            if isinstance(value, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]
-            else f"`{type(value).__name__}`"
-        )
-        raise TreeError("LBFGS.step(value=...)", "be a 0-d floating tensor", what)
-    return value
-
-
 def _running(state: LBFGSState) -> Tensor:
     return state.status == _RUNNING
 
 
 def _set(status: Tensor, where: Tensor, to: int) -> Tensor:
     return torch.where(where, torch.full_like(status, int(to)), status)
-
-
-def _norm(x: Tensor) -> Tensor:
-    """Euclidean norm with a finite derivative at 0."""
-    square = dot(x, x)
-    some = square > 0
-    root = torch.sqrt(torch.where(some, square, torch.ones_like(square)))
-    return torch.where(some, root, torch.zeros_like(square))

@@ -1,8 +1,9 @@
 """The memory of L-BFGS, and the two ways to apply the inverse Hessian it stands for.
 
-Pairs ``s = x_{k+1} - x_k`` and ``y = g_{k+1} - g_k`` are kept in the order of time, the
-newest last; only the last ``pairs`` rows count. Vectors have the dtype of the
-parameters, inner products are accumulated in float64.
+Pairs ``s = x_{k+1} - x_k`` and ``y = g_{k+1} - g_k`` are kept in a ring: a new one takes
+the row of the oldest, and the other rows are copied as they are. What is small (the Gram
+matrices, the coefficients) is put into the order of time, the newest last. Vectors have
+the dtype of the parameters, scalars and Gram matrices float64.
 
 References:
     J. Nocedal and S. J. Wright, Numerical Optimization, 2006, Algorithm 7.4.
@@ -20,13 +21,23 @@ from torch import Tensor
 
 
 class Memory(NamedTuple):
-    """The last ``m`` pairs of a problem in ``n`` unknowns, and their inner products."""
+    """The last ``m`` pairs of a problem in ``n`` unknowns, and their inner products.
+
+    Attributes:
+        s: Steps, one a row of the ring.
+        y: Changes of the gradient.
+        sy: ``s_i . y_j``, where pair i is not newer than pair j; else not to be read.
+        yy: ``y_i . y_j``.
+        pairs: How many rows count.
+        newest: The row of the newest pair.
+    """
 
     s: Float[Tensor, "m n"]
     y: Float[Tensor, "m n"]
     sy: Float[Tensor, "m m"]
     yy: Float[Tensor, "m m"]
     pairs: Int[Tensor, ""]
+    newest: Int[Tensor, ""]
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -34,37 +45,58 @@ def accumulator(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-def dot(a: Float[Tensor, "*m n"], b: Float[Tensor, "*m n"]) -> Float[Tensor, "*m"]:
-    """Inner products over the last dimension, accumulated in float64."""
-    return torch.sum(a * b, dim=-1, dtype=accumulator(a))
+def dot(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    """The inner product; torch sums pairwise, so that its error is eps log n."""
+    return torch.sum(a * b, dim=-1).to(accumulator(a))
+
+
+def norm(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    """The Euclidean norm, with derivative 0 at 0."""
+    square = dot(x, x)
+    some = square > 0
+    root = torch.sqrt(torch.where(some, square, torch.ones_like(square)))
+    return torch.where(some, root, torch.zeros_like(square))
+
+
+def products(rows: Float[Tensor, "m n"], x: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
+    """The inner product of each row with ``x``, without a copy of the rows."""
+    return (rows @ x).to(accumulator(x))
 
 
 def empty_memory(x: Float[Tensor, " n"], m: int) -> Memory:
     """No pairs yet."""
     gram = x.new_zeros((m, m), dtype=accumulator(x))
+    zero = x.new_zeros((), dtype=torch.int64)
     return Memory(
         s=x.new_zeros((m, x.numel())),
         y=x.new_zeros((m, x.numel())),
         sy=gram,
         yy=gram.clone(),
-        pairs=x.new_zeros((), dtype=torch.int64),
+        pairs=zero,
+        newest=zero.clone(),
     )
 
 
 def remember(
     memory: Memory, s: Float[Tensor, " n"], y: Float[Tensor, " n"], keep: Tensor
 ) -> Memory:
-    """Append the pair where ``keep``; the oldest one makes room."""
-    s_rows, y_rows = _shift(memory.s, s, keep), _shift(memory.y, y, keep)
+    """Write the pair over the oldest one where ``keep``."""
+    m = memory.s.shape[0]
+    slot = torch.remainder(memory.newest + 1, m)
+    s_rows, y_rows = (
+        _write(rows, row, slot, keep) for rows, row in ((memory.s, s), (memory.y, y))
+    )
+    here = torch.arange(m, device=s.device) == slot
+    column = here & keep
+    cross = column | column.unsqueeze(-1)
+    sy, yy = products(s_rows, y), products(y_rows, y)
     return Memory(
         s=s_rows,
         y=y_rows,
-        # Only s_i . y_j with i <= j is ever read.
-        sy=torch.where(keep, _border(memory.sy, dot(s_rows, y)), memory.sy),
-        yy=torch.where(keep, _border(memory.yy, dot(y_rows, y)), memory.yy),
-        pairs=torch.where(
-            keep, (memory.pairs + 1).clamp(max=memory.s.shape[0]), memory.pairs
-        ),
+        sy=torch.where(column, sy.unsqueeze(-1), memory.sy),
+        yy=torch.where(cross, torch.where(here, yy.unsqueeze(-1), yy), memory.yy),
+        pairs=torch.where(keep, (memory.pairs + 1).clamp(max=m), memory.pairs),
+        newest=torch.where(keep, slot, memory.newest),
     )
 
 
@@ -74,20 +106,21 @@ def forget(memory: Memory, drop: Tensor) -> Memory:
     return memory._replace(pairs=torch.where(drop, none, memory.pairs))
 
 
-def _shift(rows: Tensor, row: Tensor, keep: Tensor) -> Tensor:
-    return torch.where(keep, torch.cat((rows[1:], row.unsqueeze(0))), rows)
+def _write(rows: Tensor, row: Tensor, slot: Tensor, keep: Tensor) -> Tensor:
+    """The rows with one of them replaced where ``keep``; one pass over the memory."""
+    # Indices of one element: a 0-d one would be read, and the host would wait.
+    slot = slot.unsqueeze(0)
+    row = torch.where(keep, row, rows[slot].squeeze(0))
+    return rows.index_put((slot,), row.unsqueeze(0))
 
 
-def _border(gram: Tensor, last: Float[Tensor, " m"]) -> Tensor:
-    """The Gram matrix without its first row and column, bordered by ``last``."""
-    left = torch.cat((gram[1:, 1:], last[:-1].unsqueeze(0)))
-    return torch.cat((left, last.unsqueeze(1)), dim=1)
-
-
-def _filled(memory: Memory) -> Tensor:
-    """Which rows hold a pair that counts."""
-    m = memory.s.shape[0]
-    return torch.arange(m, device=memory.s.device) >= m - memory.pairs
+def _in_time(memory: Memory) -> tuple[Tensor, Tensor]:
+    """The row of each pair in the order of time, and the place in time of each row."""
+    rows = torch.arange(memory.s.shape[0], device=memory.s.device)
+    past = memory.newest + 1
+    return torch.remainder(rows + past, len(rows)), torch.remainder(
+        rows - past, len(rows)
+    )
 
 
 def _diagonal(gram: Float[Tensor, "m m"]) -> Float[Tensor, " m"]:
@@ -99,29 +132,35 @@ def _masked(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, torch.zeros_like(x))
 
 
-def _scaling(memory: Memory) -> Tensor:
+def _filled(memory: Memory) -> Tensor:
+    """Which places in time hold a pair that counts."""
+    m = memory.s.shape[0]
+    return torch.arange(m, device=memory.s.device) >= m - memory.pairs
+
+
+def _scaling(sy: Tensor, yy: Tensor, memory: Memory) -> Tensor:
     """Gamma = s.y / y.y of the newest pair, the scale of the initial matrix; 1 without."""
     some = memory.pairs > 0
-    sy, yy = memory.sy[-1, -1], memory.yy[-1, -1]
-    one = torch.ones_like(sy)
-    return torch.where(some, sy, one) / torch.where(some, yy, one)
+    one = torch.ones_like(sy[-1])
+    return torch.where(some, sy[-1], one) / torch.where(some, yy[-1], one)
 
 
 def two_loop(memory: Memory, g: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """``H g`` by the recursion over the pairs (Nocedal and Wright, Algorithm 7.4)."""
-    filled = _filled(memory)
-    sy = _diagonal(memory.sy)
+    filled, (order, _) = _filled(memory), _in_time(memory)
+    sy, yy = (_diagonal(a)[order] for a in (memory.sy, memory.yy))
     one = torch.ones_like(sy)
     rho = _masked(one / torch.where(filled, sy, one), filled)
-    rows = list(zip(memory.s, memory.y, rho, strict=True))
+    s_rows, y_rows = (a[order] for a in (memory.s, memory.y))
+    pairs = list(zip(s_rows, y_rows, rho, strict=True))
     q = g
     alphas: list[Tensor] = []
-    for s, y, r in reversed(rows):
+    for s, y, r in reversed(pairs):
         alpha = r * dot(s, q)
         q = q - alpha.to(g.dtype) * y
         alphas.append(alpha)
-    z = _scaling(memory).to(g.dtype) * q
-    for (s, y, r), alpha in zip(rows, reversed(alphas), strict=True):
+    z = _scaling(sy, yy, memory).to(g.dtype) * q
+    for (s, y, r), alpha in zip(pairs, reversed(alphas), strict=True):
         beta = r * dot(y, z)
         z = z + (alpha - beta).to(g.dtype) * s
     return z
@@ -135,20 +174,22 @@ def compact(memory: Memory, g: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         \begin{bmatrix} R^{-T}(D + \gamma Y^T Y)R^{-1} & -R^{-T} \\ -R^{-1} & 0
         \end{bmatrix} \begin{bmatrix} S^T \\ \gamma Y^T \end{bmatrix}
 
-    with R the upper triangle of ``S^T Y`` and D its diagonal.
+    with R the upper triangle of ``S^T Y`` in the order of time, and D its diagonal.
     """
-    filled = _filled(memory)
+    filled, (order, place) = _filled(memory), _in_time(memory)
     both = filled & filled.unsqueeze(-1)
-    # A row that does not count is a unit row of R, and zero everywhere else.
-    unit = torch.eye(len(filled), dtype=memory.sy.dtype, device=g.device)
-    r = torch.triu(_masked(memory.sy, both)) + _masked(unit, ~filled)
-    gamma = _scaling(memory)
-    sg = _masked(dot(memory.s, g), filled).unsqueeze(-1)
-    yg = _masked(dot(memory.y, g), filled).unsqueeze(-1)
+    sy, yy = (_masked(a[order][:, order], both) for a in (memory.sy, memory.yy))
+    sg, yg = (
+        _masked(products(rows, g)[order], filled).unsqueeze(-1)
+        for rows in (memory.s, memory.y)
+    )
+    # A pair that does not count is a unit row of R, and zero everywhere else.
+    unit = torch.eye(len(filled), dtype=sy.dtype, device=g.device)
+    r = torch.triu(sy) + _masked(unit, ~filled)
+    gamma = _scaling(_diagonal(sy), _diagonal(yy), memory)
     u = torch.linalg.solve_triangular(r, sg, upper=True)
-    d = _diagonal(r).unsqueeze(-1)
-    inner = d * u + gamma * (_masked(memory.yy, both) @ u - yg)
+    inner = _diagonal(r).unsqueeze(-1) * u + gamma * (yy @ u - yg)
     v = torch.linalg.solve_triangular(r.mT, inner, upper=False)
-    u, v = u.squeeze(-1).to(g.dtype), v.squeeze(-1).to(g.dtype)
+    u, v = (a.squeeze(-1)[place].to(g.dtype) for a in (u, v))
     gamma = gamma.to(g.dtype)
     return gamma * g + v @ memory.s - gamma * (u @ memory.y)
