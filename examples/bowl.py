@@ -83,7 +83,9 @@ for color, (name, (_, losses)) in zip(COLORS, tracks.items(), strict=True):
 right.set(xlabel="evaluation", ylabel=r"$\|Bx\|$", title="Loss of each evaluation")
 right.legend(frameon=False)
 
-output = Path("examples/output")
-output.mkdir(parents=True, exist_ok=True)
+# The gallery runs this page from elsewhere, without a `__file__`.
+folder = Path(__file__).parent if "__file__" in globals() else Path.cwd()
+output = folder / "output"
+output.mkdir(exist_ok=True)
 fig.savefig(output / "bowl.png", dpi=150)
-print(f"picture            {(output / 'bowl.png').resolve()}")
+print("picture            examples/output/bowl.png")

@@ -215,7 +215,9 @@ after_each_epoch(ax, errors, 1e-5, "1e-5")
 ax.set(ylabel=r"max $|W W^T - I|$", yscale="log", ylim=(1e-8, 1e-4))
 ax.set_title("The hidden matrix stays orthogonal (float32)")
 
-output = Path("examples/output")
-output.mkdir(parents=True, exist_ok=True)
+# The gallery runs this page from elsewhere, without a `__file__`.
+folder = Path(__file__).parent if "__file__" in globals() else Path.cwd()
+output = folder / "output"
+output.mkdir(exist_ok=True)
 fig.savefig(output / "quickstart.png", dpi=150)
-print(f"picture            {(output / 'quickstart.png').resolve()}")
+print("picture            examples/output/quickstart.png")

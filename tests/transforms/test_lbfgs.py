@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pureopt as po
 from benchmarks.mgh import PROBLEMS
+from pureopt.transforms._lbfgs import NOISE
 from pureopt.transforms._quasi_newton import (
     compact,
     empty_memory,
@@ -217,10 +218,10 @@ def test_below_rounding_is_precision_limited():
     )
     assert int(state.status) == po.Status.PRECISION_LIMITED
     assert evaluations < 200
-    # A change of x by d changes the value by w pi d^2 / 2, which is rounding below
-    # 100 eps * 1e4, the noise that the search allows for.
+    # A change of x by d changes the value by w pi d^2 / 2, which counts as rounding
+    # below NOISE eps 1e4.
     error = (state.x - math.log(math.pi)).abs()
-    allowed = torch.sqrt(2 * 100 * 1.2e-7 * 1e4 / (math.pi * weights))
+    allowed = torch.sqrt(2 * NOISE * 1.2e-7 * 1e4 / (math.pi * weights))
     assert (error <= allowed).all()
 
 
@@ -246,7 +247,7 @@ def test_values_never_rise_beyond_rounding():
         grads, value = grad_and_value(rosenbrock)(x)
         x, state = solver.step(x, state, grads, value=value)
         if state.accepted:
-            slack = 100 * torch.finfo(F64).eps * abs(last) if last < math.inf else 0
+            slack = NOISE * torch.finfo(F64).eps * abs(last) if last < math.inf else 0
             assert float(state.value) <= last + slack
             last = float(state.value)
 

@@ -35,7 +35,7 @@ from pureopt.transforms._quasi_newton import (
 )
 from pureopt.transforms._wolfe import Point, Search, advance, start
 
-NOISE = 100.0
+NOISE = 1000.0
 """Rounding error of a value, in units of eps * |value|, that a search allows for."""
 STALL = 3.0
 """Change of the value, in the same units, that is no progress."""
@@ -113,7 +113,7 @@ class LBFGS(Transform):
         max_trials: Evaluations that one line search may take, at least 1.
         first_step: Length of the first trial along the negative gradient; by default
             ``min(1, 1 / |g|_1)``. Also after the memory was dropped.
-        noise: Relative rounding error of the value. By default 100 eps of its dtype;
+        noise: Relative rounding error of the value. By default 1000 eps of its dtype;
             raise it for objectives that are themselves computed with errors.
         direction: ``"compact"`` (few large operations) or ``"two_loop"`` (many small
             ones, which a compiler fuses); the same numbers up to rounding.
