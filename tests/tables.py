@@ -35,11 +35,11 @@ class Row:
 
 
 TRANSFORMS = [
-    Row("sgd", "SGD", lambda lr: po.SGD(lr)),
+    Row("sgd", "SGD", po.SGD),
     Row("sgd-momentum", "SGD", lambda lr: po.SGD(lr, momentum=0.9, dampening=0.4)),
     Row("sgd-nesterov", "SGD", lambda lr: po.SGD(lr, momentum=0.9, nesterov=True)),
     Row("sgd-decay", "SGD", lambda lr: po.SGD(lr, weight_decay=0.1), rests=False),
-    Row("adam", "Adam", lambda lr: po.Adam(lr)),
+    Row("adam", "Adam", po.Adam),
     Row("adam-decay", "Adam", lambda lr: po.Adam(lr, weight_decay=0.1), rests=False),
     Row("adamw", "AdamW", lambda lr: po.AdamW(lr, weight_decay=0.1), rests=False),
     Row(

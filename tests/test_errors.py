@@ -96,13 +96,17 @@ def test_parameters_that_cannot_be_trained_are_refused_by_init(name, leaf, got):
         (True, "be a number, a 0-d tensor or a schedule, got `bool`."),
         (
             torch.ones(3),
-            "be a 0-d floating-point tensor, got shape (3,), dtype torch.float32. "
-            "Sweep many values with `torch.func.vmap`.",
+            (
+                "be a 0-d floating-point tensor, got shape (3,), dtype torch.float32. "
+                "Sweep many values with `torch.func.vmap`."
+            ),
         ),
         (
             torch.tensor(1),
-            "be a 0-d floating-point tensor, got shape (), dtype torch.int64. "
-            "Sweep many values with `torch.func.vmap`.",
+            (
+                "be a 0-d floating-point tensor, got shape (), dtype torch.int64. "
+                "Sweep many values with `torch.func.vmap`."
+            ),
         ),
     ],
     ids=str,
@@ -157,23 +161,16 @@ def test_nesterov_needs_momentum_without_dampening(options):
     assert message.endswith("Write `SGD(lr, momentum=0.9, nesterov=True)`.")
 
 
-@pytest.mark.parametrize("value", [2.0, torch.tensor(1)], ids=["number", "integer"])
-def test_a_schedule_returns_a_tensor(value):
-    sgd = po.SGD(lr=lambda step: value)
-    w = torch.ones(2)
-    if isinstance(value, torch.Tensor):  # an integer tensor is a fine learning rate
-        assert torch.equal(sgd.step(w, sgd.init(w), w)[0], torch.zeros(2))
-        return
-    message = told(po.PureoptError, sgd.step, w, sgd.init(w), w)
+def test_a_schedule_returns_a_tensor():
+    sgd = po.SGD(lr=lambda step: 0.1)
+    message = told(po.PureoptError, sgd.step, W, sgd.init(W), W)
     assert message.startswith("`schedule(step)` must return a 0-d tensor, got `float`.")
 
 
 def test_gradients_alone_are_no_step():
     clip = po.ClipByGlobalNorm(1.0)
     for emitting in (clip, clip >> clip):
-        message = told(
-            po.CompositionError, emitting.step, W, emitting.init(W), W
-        )
+        message = told(po.CompositionError, emitting.step, W, emitting.init(W), W)
         assert "step(...)` must end in an optimizer" in message
         assert ">> SGD(lr)`" in message
 
@@ -225,7 +222,10 @@ def batch_loss(w, x):
     [
         (lambda w, x: w * x, "a tensor of shape (2,) and dtype torch.float32"),
         (lambda w, x: 1.0, "`float`"),
-        (lambda w, x: (w * x).sum().long(), "a tensor of shape () and dtype torch.int64"),
+        (
+            lambda w, x: (w * x).sum().long(),
+            "a tensor of shape () and dtype torch.int64",
+        ),
     ],
     ids=["vector", "number", "integer"],
 )
@@ -243,7 +243,10 @@ def test_a_loss_is_a_0d_tensor(loss_fn, got):
     [
         (lambda w, b, x: batch_loss(w, x), "got a tensor of shape ()"),
         (lambda w, b, x: (batch_loss(w, x), b), "got (a tensor of shape ()"),
-        (lambda w, b, x: (batch_loss(w, x), po.Aux()), "structure of `buffers`, got no 'n'"),
+        (
+            lambda w, b, x: (batch_loss(w, x), po.Aux()),
+            "structure of `buffers`, got no 'n'",
+        ),
     ],
     ids=["no aux", "bare buffers", "forgotten buffers"],
 )
@@ -263,7 +266,9 @@ def test_metrics_are_tensors_under_names_of_their_own(metrics, got):
         lambda w, x: (batch_loss(w, x), po.Aux(metrics=metrics)), po.SGD(lr=0.1)
     )
     message = told(po.TreeError, step, step.init(torch.ones(2)), torch.ones(2))
-    assert "Aux(metrics=...)` must hold tensors, under other names than 'loss'" in message
+    assert (
+        "Aux(metrics=...)` must hold tensors, under other names than 'loss'" in message
+    )
     assert message.endswith(got)
 
 

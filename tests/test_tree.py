@@ -144,13 +144,17 @@ LIKE = {"layer": {"w": torch.zeros(2, 3), "b": torch.zeros(3)}}
         ({}, "got no 'layer.w' and 1 more."),
         (
             {"layer": {"w": torch.zeros(3, 2), "b": torch.zeros(3)}},
-            "must have the shapes of `params`, got (3, 2) at 'layer.w', "
-            "where `params` has (2, 3).",
+            (
+                "must have the shapes of `params`, got (3, 2) at 'layer.w', "
+                "where `params` has (2, 3)."
+            ),
         ),
         (
             {"layer": {"w": torch.zeros(2, 3), "b": None}},
-            "got `NoneType` at 'layer.b'. A frozen leaf needs a zero gradient "
-            "(`torch.zeros_like`).",
+            (
+                "got `NoneType` at 'layer.b'. A frozen leaf needs a zero gradient "
+                "(`torch.zeros_like`)."
+            ),
         ),
         (
             {"layer": {"w": torch.zeros(2, 3), "b": 0.0}},
@@ -177,9 +181,11 @@ def test_other_containers_with_the_same_keys_do_not_match():
         ({}, "must hold at least one tensor, got an empty tree."),
         (
             {"w": ONE, "n": [torch.ones((), dtype=torch.int64)]},
-            "must hold only floating-point tensors, got a tensor of dtype torch.int64 "
-            "at 'n.0'. Keep such tensors outside `params` (in buffers, or closed over), "
-            "or convert them with `.float()`.",
+            (
+                "must hold only floating-point tensors, got a tensor of dtype torch.int64 "
+                "at 'n.0'. Keep such tensors outside `params` (in buffers, or closed over), "
+                "or convert them with `.float()`."
+            ),
         ),
         (
             {"w": None},
@@ -187,8 +193,10 @@ def test_other_containers_with_the_same_keys_do_not_match():
         ),
         (
             torch.ones(1, dtype=torch.complex64),
-            "got a tensor of dtype torch.complex64. "
-            "Store it as `torch.view_as_real(leaf)`.",
+            (
+                "got a tensor of dtype torch.complex64. "
+                "Store it as `torch.view_as_real(leaf)`."
+            ),
         ),
         ({"w": 1.0}, "got `float` at 'w'. Nodes are tuple, list, dict"),
         ({"w": {1, 2}}, "got `set` at 'w'. Nodes are tuple, list, dict"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ _EVERY = 20
 @contextmanager
 def progress_bar(
     total: int | None, *, enabled: bool, every: int = _EVERY, unit: str = "step"
-) -> Iterator[Advance]:
+) -> Generator[Advance]:
     """A function to call once a step; it draws a bar where ``enabled``.
 
     Args:

@@ -114,8 +114,9 @@ class Step:
                 detached, as :func:`pureopt.functionalize` returns them.
             buffers: The buffers of the model. If given, even empty, the loss function is
                 called with them.
-            static: The static data of the constraints; that of the space by default. An
-                ensemble passes each member's own, inside ``vmap``.
+            static: The static data of the constraints; that of the space by default.
+                An ensemble has the space of one member, and passes each member's own
+                static inside ``vmap``: that of ``constrain(stacked_params, spec)``.
 
         Raises:
             TreeError: If a leaf is not a floating tensor, or is a ``Parameter``.
@@ -378,7 +379,7 @@ def _checked(out: Any) -> tuple[Tensor, Aux]:
         hint = "Reduce it, for example with `.mean()`."
         raise PureoptError(where, "return a 0-d floating loss", _kinds(loss), hint)
     for name, metric in aux.metrics.items():
-        if not isinstance(metric, Tensor) or name == "loss":  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(metric, Tensor) or name == "loss":
             raise TreeError(
                 f"{where} -> Aux(metrics=...)",
                 "hold tensors, under other names than 'loss'",

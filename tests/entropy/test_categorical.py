@@ -55,7 +55,9 @@ def test_it_is_right_to_relative_precision(dtype, logits, scale):
     # relative error of 100 eps; all else is sums of positive terms. Entropies below the
     # smallest normal number lose digits.
     tiny = torch.finfo(dtype).tiny
-    assert abs(float(categorical(x)) - want) <= 220 * torch.finfo(dtype).eps * want + tiny
+    assert (
+        abs(float(categorical(x)) - want) <= 220 * torch.finfo(dtype).eps * want + tiny
+    )
 
 
 def test_it_is_scipys_entropy_of_the_probabilities():
@@ -93,7 +95,9 @@ def test_the_gradient_at_the_edges_is_finite_and_zero(name):
 
 
 @each_edge
-@pytest.mark.parametrize("nesting", NESTINGS, ids=lambda n: f"{n[0].__name__}-{n[1].__name__}")
+@pytest.mark.parametrize(
+    "nesting", NESTINGS, ids=lambda n: f"{n[0].__name__}-{n[1].__name__}"
+)
 def test_second_derivatives_at_the_edges_are_the_limits(name, nesting):
     logits = EDGES[name][0]
     x = torch.tensor(logits, dtype=torch.float64)
@@ -116,7 +120,9 @@ def hessian(p):
     return -jac * a[:, None] - torch.diag(p) + torch.outer(p, p - first)
 
 
-@pytest.mark.parametrize("nesting", NESTINGS, ids=lambda n: f"{n[0].__name__}-{n[1].__name__}")
+@pytest.mark.parametrize(
+    "nesting", NESTINGS, ids=lambda n: f"{n[0].__name__}-{n[1].__name__}"
+)
 @given(seed=st.integers(0, 1000))
 def test_first_and_second_derivatives_are_the_formulas(nesting, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -131,7 +137,9 @@ def test_first_and_second_derivatives_are_the_formulas(nesting, seed):
 
 
 @pytest.mark.parametrize(
-    "logits", [[-INF, -INF], [-INF], [math.nan], [0.0, math.nan], [INF, math.nan]], ids=str
+    "logits",
+    [[-INF, -INF], [-INF], [math.nan], [0.0, math.nan], [INF, math.nan]],
+    ids=str,
 )
 def test_what_has_no_answer_is_nan_and_stays_in_its_lane(logits):
     good = [0.0] * len(logits)
@@ -151,7 +159,9 @@ def test_half_precision_is_rounded_once(dtype):
     assert torch.equal(got, categorical(x.float()).to(dtype))
 
 
-@pytest.mark.parametrize("logits", [torch.ones(3, dtype=torch.int64), [1.0, 2.0]], ids=str)
+@pytest.mark.parametrize(
+    "logits", [torch.ones(3, dtype=torch.int64), [1.0, 2.0]], ids=str
+)
 def test_what_is_no_logit_is_refused(logits):
     message = r"`categorical\(logits=...\)` must be a floating-point tensor"
     with pytest.raises(PureoptError, match=message):

@@ -21,9 +21,7 @@ CASE = Case(
 def test_compiled_is_eager_and_learning_rates_never_recompile(row):
     def evaluate_and_step(lr, params, state):
         transform = row.make(lr)
-        return transform.step(
-            params, state, bowl_grads(params), value=bowl(params)
-        )
+        return transform.step(params, state, bowl_grads(params), value=bowl(params))
 
     backend = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(evaluate_and_step, backend=backend, fullgraph=True)

@@ -62,7 +62,9 @@ def test_trees_shapes_and_dtypes_are_kept(row, case):
     transform = row.make(0.1)
     params = case.fill()
     state = transform.init(params)
-    new, new_state = transform.step(params, state, case.fill(salt=1), value=bowl(params))
+    new, new_state = transform.step(
+        params, state, case.fill(salt=1), value=bowl(params)
+    )
     assert tree_flatten(new)[1] == tree_flatten(params)[1]
     assert signature(new) == signature(params)
     assert signature(transform.eval_params(new, new_state)) == signature(params)

@@ -118,9 +118,7 @@ def test_the_four_second_order_nestings_agree(row):
         torch.testing.assert_close(other, hessians[0], rtol=0, atol=exact)
     by_differences = differences(jacrev(fn), x)
     # H^2 / 6 = 2e-11 times a fourth derivative of some 1e4 times the scale.
-    torch.testing.assert_close(
-        hessians[0], by_differences, rtol=0, atol=1e-6 * scale
-    )
+    torch.testing.assert_close(hessians[0], by_differences, rtol=0, atol=1e-6 * scale)
 
 
 def test_the_objective_of_the_laws_has_the_gradient_it_says():

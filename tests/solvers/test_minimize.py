@@ -27,7 +27,7 @@ def quadratic(x, a):
 
 START = torch.tensor([-1.2, 1.0, 0.4], dtype=F64)
 SOLVERS = [
-    po.LBFGS(),
+    po.LBFGS(direction="compact"),
     po.LBFGS(direction="two_loop"),
     po.SGD(1e-3, momentum=0.9),
     po.ClipByGlobalNorm(10.0) >> po.Adam(0.05),
@@ -72,7 +72,8 @@ def test_everything_belongs_to_one_evaluation(solver, max_steps):
     assert torch.equal(solution.aux["norm"], solution.params.norm())
     assert int(solution.steps) <= max_steps
     # Frozen steps until the next look are evaluated too, but they are not the lane's.
-    assert int(solution.evaluations) <= calls < int(solution.evaluations) + 7
+    # The first call only looks at what `fn` returns.
+    assert int(solution.evaluations) < calls <= int(solution.evaluations) + 7
     assert solution.evaluations - solution.steps == isinstance(solver, po.EMA)
 
 

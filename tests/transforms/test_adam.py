@@ -72,8 +72,9 @@ def test_the_moments_of_half_precision_are_those_of_float32():
     assert torch.equal(low_state.nu, high_state.nu)
 
 
-def test_an_element_that_never_had_a_gradient_stays():
-    adam = po.Adam(lr=0.1)
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+def test_an_element_that_never_had_a_gradient_stays(eps):
+    adam = po.Adam(lr=0.1, eps=eps)
     w = torch.tensor([1.0, 1.0])
     state = adam.init(w)
     for _ in range(5):

@@ -62,8 +62,10 @@ def test_one_nan_spoils_all():
 def test_zero_gradients_have_finite_derivatives(mode, max_norm):
     zero = torch.zeros(3)
     assert torch.equal(clipped(zero, max_norm), zero)
-    # Inside the ball the map is the identity.
-    assert torch.equal(mode(lambda g: clipped(g, max_norm))(zero), torch.eye(3))
+    slopes = mode(lambda g: clipped(g, max_norm))(zero)
+    assert slopes.isfinite().all()
+    if max_norm:  # inside the ball the map is the identity
+        assert torch.equal(slopes, torch.eye(3))
 
 
 @pytest.mark.parametrize("mode", [jacfwd, jacrev], ids=["forward", "reverse"])

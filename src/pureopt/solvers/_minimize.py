@@ -62,7 +62,8 @@ def minimize(
     that ended stands still at its best point. Data that all lanes share is closed over.
 
     The loop runs without recording derivatives and waits for the device at most once in
-    ``check_every`` steps.
+    ``check_every`` steps. Before it, ``fn`` is called once without its gradient, to see
+    what it returns.
 
     Args:
         fn: The objective: a 0-d floating tensor, or ``(value, aux)`` with ``has_aux``.
@@ -108,10 +109,9 @@ def minimize(
     tolerances = _tolerances(params, rtol, atol, gtol)
     show = progress_bar(max_steps, enabled=progress, every=check_every)
     with torch.no_grad(), show as bar:
-        run = tree_map(_own, programs.first(params, args, tolerances))
-        bar({"value": run.best.value})
-        for taken in range(1, max_steps):
-            if taken % check_every == 0:
+        run = tree_map(_own, programs.blank(params, args))
+        for taken in range(max_steps):
+            if taken and taken % check_every == 0:
                 if callback is not None:
                     callback(_solution(run, run.best, 0))
                 if not bool((run.status == Status.RUNNING).any()):
@@ -124,7 +124,7 @@ def minimize(
 class _Programs(NamedTuple):
     """The three pure programs of a minimization, over lanes if there are any."""
 
-    first: Callable[..., Run]
+    blank: Callable[..., Run]
     step: Callable[..., Run]
     answer: Callable[..., tuple[Evaluation, int]]
 
@@ -132,21 +132,22 @@ class _Programs(NamedTuple):
 def _programs(
     fn: Callable[..., Any], solver: Transform, *, has_aux: bool, batched: bool
 ) -> _Programs:
+    objective = _objective(fn, has_aux=has_aux)
+
     def evaluate(params: Any, args: tuple[Any, ...]) -> Evaluation:
-        objective = _objective(fn, has_aux=has_aux)
         grads, (value, aux) = grad_and_value(objective, has_aux=True)(params, *args)
         return Evaluation(params, value, grads, aux)
-
-    def first(params: Any, args: tuple[Any, ...], tolerances: Tolerances) -> Run:
-        new = evaluate(params, args)
-        state = solver.init(params)
-        params, state = solver.step(params, state, new.grads, value=new.value)
-        return begin(new, params, state, tolerances)
 
     def step(run: Run, args: tuple[Any, ...], tolerances: Tolerances) -> Run:
         new = evaluate(run.params, args)
         params, state = solver.step(run.params, run.state, new.grads, value=new.value)
         return observe(run, new, params, state, tolerances)
+
+    def blank(params: Any, args: tuple[Any, ...]) -> Run:
+        # Without its gradient: only to see what `fn` returns. All steps then have the
+        # same structure, and a compiled run is compiled from its first step on.
+        value, aux = objective(params, *args)
+        return begin(params, solver.init(params), value, aux)
 
     lanes = _over_lanes if batched else _as_is
 
@@ -160,7 +161,7 @@ def _programs(
         point = lanes(solver.eval_params, 2)(run.params, run.state)
         return lanes(evaluate, 2)(point, args), 1
 
-    return _Programs(lanes(first, 2), lanes(step, 2), answer)
+    return _Programs(lanes(blank, 2), lanes(step, 2), answer)
 
 
 def _over_lanes(program: Callable[..., Any], mapped: int) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pureopt._solution import Status
-from pureopt._tree import ravel, tree_leaves, tree_select
+from pureopt._tree import ravel, tree_leaves, tree_map, tree_select
 from pureopt._typing import Scalar, State
 
 # Plain integers: under `torch.compile` a tensor never equals an `IntEnum` member.
@@ -50,16 +50,12 @@ def reports(state: State) -> bool:
     return hasattr(state, "accepted") and hasattr(state, "status")
 
 
-def begin(new: Evaluation, params: Any, state: State, tolerances: Tolerances) -> Run:
-    """The run after the first evaluation, whose step led to ``params`` and ``state``."""
-    zero = new.value.new_zeros((), dtype=torch.int64)
-    run = Run(params, state, new, new.value, zero, zero + 1)
-    converged = _norm(new.grads) <= tolerances.gtol
-    if reports(state):
-        status = torch.where(converged & state.accepted, _CONVERGED, state.status)
-        return run._replace(state=state._replace(status=status), status=status)
-    status = torch.where(converged, _CONVERGED, zero)
-    return run._replace(status=torch.where(_finite(new), status, _NON_FINITE))
+def begin(params: Any, state: State, like: Tensor, aux: Any) -> Run:
+    """The run before the first evaluation, whose value and ``aux`` are like these."""
+    zero = like.new_zeros((), dtype=torch.int64)
+    infinite = torch.full_like(like, torch.inf)
+    nothing = Evaluation(params, infinite, tree_map(torch.zeros_like, params), aux)
+    return Run(params, state, nothing, infinite, zero, zero)
 
 
 def observe(
@@ -74,17 +70,17 @@ def _observe_search(
     run: Run, new: Evaluation, params: Any, state: Any, tolerances: Tolerances
 ) -> Run:
     """A step of a transform that searches: only accepted points count."""
-    running = run.status == _RUNNING
+    running, first = run.status == _RUNNING, run.steps == 0
     moved = _distance(new.params, run.best.params)
-    done = state.accepted & _converged(run.best.value, new, moved, tolerances)
-    status = torch.where(done, _CONVERGED, state.status)
+    done = _converged(run.best.value, new, moved, tolerances, first)
+    status = torch.where(state.accepted & done, _CONVERGED, state.status)
     status = torch.where(running, status, run.status)
     return Run(
         params,
         # Such a transform stands still by itself where it is not running. The clone
         # keeps every leaf of a run a tensor of its own, or it would compile twice.
         state._replace(status=status.clone()),
-        tree_select(running & state.accepted, new, run.best),
+        tree_select(running & (state.accepted | first), new, run.best),
         run.last,
         status,
         run.steps + running,
@@ -95,10 +91,10 @@ def _observe_descent(
     run: Run, new: Evaluation, params: Any, state: State, tolerances: Tolerances
 ) -> Run:
     """A step of any other transform: the best evaluation counts."""
-    finite = _finite(new)
+    finite, first = _finite(new), run.steps == 0
     moved = _distance(params, new.params)
-    done = finite & _converged(run.last, new, moved, tolerances)
-    best = done | (finite & (new.value < run.best.value))
+    done = finite & _converged(run.last, new, moved, tolerances, first)
+    best = first | done | (finite & (new.value < run.best.value))
     status = torch.where(done, _CONVERGED, run.status)
     status = torch.where(finite, status, _NON_FINITE)
     after = Run(
@@ -120,13 +116,18 @@ def _finite(evaluation: Evaluation) -> Tensor:
 
 
 def _converged(
-    before: Tensor, new: Evaluation, moved: Tensor, tolerances: Tolerances
+    before: Tensor,
+    new: Evaluation,
+    moved: Tensor,
+    tolerances: Tolerances,
+    first: Tensor,
 ) -> Tensor:
     """Small gradient, or small step and small change of the value (Cauchy's test)."""
     rtol, atol, gtol = tolerances
     step_is_small = moved <= atol + rtol * _norm(new.params)
     change_is_small = (new.value - before).abs() <= atol + rtol * new.value.abs()
-    asked = atol + rtol > 0
+    # Before the first evaluation there is nothing to have changed from.
+    asked = ~first & (atol + rtol > 0)
     return (_norm(new.grads) <= gtol) | (asked & step_is_small & change_is_small)
 
 

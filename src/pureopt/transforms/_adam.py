@@ -65,7 +65,7 @@ class Adam(Additive):
             which counts from 0.
         betas: :math:`(\beta_1, \beta_2)`, each in [0, 1); numbers or 0-d tensors.
         eps: :math:`\epsilon \ge 0`, outside the root; a number or a 0-d tensor. With 0
-            an element whose gradients were all zero becomes NaN, as in torch.
+            an element whose gradients were all zero stays (in torch it becomes NaN).
         weight_decay: :math:`\lambda \ge 0`, the L2 form, which the second moment
             rescales (:class:`AdamW` does not); a number or a 0-d tensor.
 
@@ -188,7 +188,7 @@ def _direction(
 
 def _check(name: str, config: Adam | AdamW) -> None:
     check_hyper(f"{name}(lr=...)", config.lr)
-    if not isinstance(config.betas, tuple | list) or len(config.betas) != 2:  # noqa: PLR2004  # pyright: ignore[reportUnnecessaryIsInstance, reportUnnecessaryComparison]
+    if not isinstance(config.betas, tuple | list) or len(config.betas) != 2:  # noqa: PLR2004  # pyright: ignore[reportUnnecessaryIsInstance]
         raise HyperparameterError(f"{name}(betas=...)", "be a pair", repr(config.betas))
     for i, beta in enumerate(config.betas):
         check_hyper(f"{name}(betas=...)[{i}]", beta, high=1.0, schedule=False)

@@ -282,8 +282,9 @@ def check_hyper(
     elif schedule and isinstance(value, Callable):
         return
     elif isinstance(value, bool) or not isinstance(value, int | float):
-        kinds = "a number or a 0-d tensor" + (" or a schedule" if schedule else "")
-        raise HyperparameterError(where, f"be {kinds}", f"`{type(value).__name__}`")
+        kinds = "{}, a 0-d tensor or a schedule" if schedule else "{} or a 0-d tensor"
+        rule = f"be {kinds.format('a number')}"
+        raise HyperparameterError(where, rule, f"`{type(value).__name__}`")
     elif not low <= value < high or not math.isfinite(value):
         bound = "finite and >= 0" if high == math.inf else f"in [{low:g}, {high:g})"
         raise HyperparameterError(where, f"be {bound}", repr(value))

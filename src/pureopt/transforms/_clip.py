@@ -39,11 +39,10 @@ class ClipByGlobalNorm(Additive):
         >>> import torch
         >>> import pureopt as po
         >>> clipped = po.ClipByGlobalNorm(1.0) >> po.SGD(lr=1.0)
-        >>> params = {"w": torch.zeros(2), "b": torch.zeros(1)}
-        >>> grads = {"w": torch.tensor([2.0, 3.0]), "b": torch.tensor([6.0])}
-        >>> params, _ = clipped.step(params, clipped.init(params), grads)
-        >>> params["w"] * -7, params["b"] * -7  # the norm was 7
-        (tensor([2., 3.]), tensor([6.]))
+        >>> params = {"w": torch.zeros(2), "b": torch.zeros(2)}
+        >>> grads = {"w": torch.tensor([4.0, 4.0]), "b": torch.tensor([4.0, -4.0])}
+        >>> clipped.step(params, clipped.init(params), grads)[0]  # the norm was 8
+        {'w': tensor([-0.5000, -0.5000]), 'b': tensor([-0.5000,  0.5000])}
     """
 
     max_norm: Scalar

@@ -29,6 +29,7 @@ from pureopt.transforms._quasi_newton import (
     dot,
     empty_memory,
     forget,
+    inverse_product,
     norm,
     remember,
     two_loop,
@@ -43,6 +44,10 @@ STALLS = 5
 """So many searches in a row without progress end the run."""
 PROGRESS = 0.9
 """A gradient norm below this fraction of the best one so far is progress."""
+
+SMALL = 1000
+"""Up to so many unknowns the two-loop recursion is at least as fast, and compiled twice
+as fast (`make bench`)."""
 
 _DIRECTIONS: dict[str, Callable[[Memory, Tensor], Tensor]] = {
     "compact": compact,
@@ -115,8 +120,9 @@ class LBFGS(Transform):
             ``min(1, 1 / |g|_1)``. Also after the memory was dropped.
         noise: Relative rounding error of the value. By default 1000 eps of its dtype;
             raise it for objectives that are themselves computed with errors.
-        direction: ``"compact"`` (few large operations) or ``"two_loop"`` (many small
-            ones, which a compiler fuses); the same numbers up to rounding.
+        direction: ``"compact"`` (few large operations), ``"two_loop"`` (many small
+            ones, which a compiler fuses), or by default the latter for up to 1000
+            unknowns; the same numbers up to rounding.
 
     Raises:
         HyperparameterError: If a number is out of its range.
@@ -147,7 +153,7 @@ class LBFGS(Transform):
     max_trials: int = 20
     first_step: Scalar | None = None
     noise: Scalar | None = None
-    direction: Literal["compact", "two_loop"] = "compact"
+    direction: Literal["compact", "two_loop"] | None = None
 
     def __post_init__(self) -> None:
         """Check the hyper-parameters."""
@@ -170,7 +176,7 @@ class LBFGS(Transform):
         for name in ("first_step", "noise"):
             if getattr(self, name) is not None:
                 check_hyper(f"LBFGS({name}=...)", getattr(self, name))
-        if self.direction not in _DIRECTIONS:
+        if self.direction is not None and self.direction not in _DIRECTIONS:
             raise HyperparameterError(
                 "LBFGS(direction=...)",
                 f"be one of {sorted(_DIRECTIONS)}",
@@ -186,6 +192,7 @@ class LBFGS(Transform):
         """The state before the first evaluation."""
         check_params("LBFGS.init(params=...)", params)
         x = _ravel(params)
+        form = self.direction or ("two_loop" if x.numel() <= SMALL else "compact")
         # `new_zeros`, not `zeros`: under vmap every state leaf has its own lanes.
         zero = x.new_zeros((), dtype=torch.int64)
         real = x.new_zeros((), dtype=accumulator(x))
@@ -201,7 +208,7 @@ class LBFGS(Transform):
             direction=torch.zeros_like(x),
             slope=real.clone(),
             search=start(real, real, real),
-            memory=empty_memory(x, self.memory),
+            memory=empty_memory(x, self.memory, _DIRECTIONS[form]),
             least=torch.full_like(real, torch.finfo(real.dtype).max),
             stalls=zero.clone(),
         )
@@ -326,7 +333,7 @@ class LBFGS(Transform):
     def _aim(self, state: LBFGSState, where: Tensor) -> LBFGSState:
         """Where asked: a descent direction from the iterate, and a search along it."""
         g = state.grads
-        newton = -_DIRECTIONS[self.direction](state.memory, g)
+        newton = -inverse_product(state.memory, g)
         slope = dot(g, newton)
         descent = slope < -torch.finfo(g.dtype).eps * norm(g) * norm(newton)
         memory = forget(state.memory, where & ~descent)

@@ -86,8 +86,12 @@ def floating(step: Tensor, like: Any) -> Tensor:
 
 
 def sqrt(x: Tensor) -> Tensor:
-    """The square root of ``x >= 0``, with derivative 0 instead of infinity at 0."""
-    return torch.where(x == 0, 0.0, torch.where(x == 0, 1.0, x).sqrt())
+    """The square root of ``x >= 0``, with derivative 0 instead of infinity at 0.
+
+    There it is 1e-19 in float32 and 1e-154 in float64, as of the smallest normal number:
+    one operation, where a double ``torch.where`` costs an eighth of an Adam step.
+    """
+    return x.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
 
 
 def descend(direction: P, lr: Hyper, step: Tensor) -> P:

@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,16 +27,17 @@ class Memory(NamedTuple):
     Attributes:
         s: Steps, one a row of the ring.
         y: Changes of the gradient.
-        sy: ``s_i . y_j``, where pair i is not newer than pair j; else not to be read.
-        yy: ``y_i . y_j``.
+        sy: ``s_i . y_i`` for :func:`two_loop`; for :func:`compact` all ``s_i . y_j``
+            where pair i is not newer than pair j, and elsewhere what is not to be read.
+        yy: ``y_i . y_i``, or all ``y_i . y_j``.
         pairs: How many rows count.
         newest: The row of the newest pair.
     """
 
     s: Float[Tensor, "m n"]
     y: Float[Tensor, "m n"]
-    sy: Float[Tensor, "m m"]
-    yy: Float[Tensor, "m m"]
+    sy: Float[Tensor, "m *m"]
+    yy: Float[Tensor, "m *m"]
     pairs: Int[Tensor, ""]
     newest: Int[Tensor, ""]
 
@@ -63,9 +65,9 @@ def products(rows: Float[Tensor, "m n"], x: Float[Tensor, " n"]) -> Float[Tensor
     return (rows @ x).to(accumulator(x))
 
 
-def empty_memory(x: Float[Tensor, " n"], m: int) -> Memory:
-    """No pairs yet."""
-    gram = x.new_zeros((m, m), dtype=accumulator(x))
+def empty_memory(x: Float[Tensor, " n"], m: int, form: Callable[..., Tensor]) -> Memory:
+    """No pairs yet, of the shape that :func:`two_loop` or :func:`compact` reads."""
+    gram = x.new_zeros((m, m) if form is compact else (m,), dtype=accumulator(x))
     zero = x.new_zeros((), dtype=torch.int64)
     return Memory(
         s=x.new_zeros((m, x.numel())),
@@ -77,24 +79,32 @@ def empty_memory(x: Float[Tensor, " n"], m: int) -> Memory:
     )
 
 
+def inverse_product(memory: Memory, g: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """``H g``, by the form that the memory was made for."""
+    return (two_loop if memory.sy.dim() == 1 else compact)(memory, g)
+
+
 def remember(
     memory: Memory, s: Float[Tensor, " n"], y: Float[Tensor, " n"], keep: Tensor
 ) -> Memory:
     """Write the pair over the oldest one where ``keep``."""
     m = memory.s.shape[0]
     slot = torch.remainder(memory.newest + 1, m)
+    here = torch.arange(m, device=s.device) == slot
     s_rows, y_rows = (
         _write(rows, row, slot, keep) for rows, row in ((memory.s, s), (memory.y, y))
     )
-    here = torch.arange(m, device=s.device) == slot
-    column = here & keep
-    cross = column | column.unsqueeze(-1)
-    sy, yy = products(s_rows, y), products(y_rows, y)
+    if memory.sy.dim() == 1:
+        sy, yy, place = dot(s, y), dot(y, y), (here, here)
+    else:
+        sy, yy = products(s_rows, y).unsqueeze(-1), products(y_rows, y)
+        yy = torch.where(here, yy.unsqueeze(-1), yy)
+        place = here, here | here.unsqueeze(-1)
     return Memory(
         s=s_rows,
         y=y_rows,
-        sy=torch.where(column, sy.unsqueeze(-1), memory.sy),
-        yy=torch.where(cross, torch.where(here, yy.unsqueeze(-1), yy), memory.yy),
+        sy=torch.where(place[0] & keep, sy, memory.sy),
+        yy=torch.where(place[1] & keep, yy, memory.yy),
         pairs=torch.where(keep, (memory.pairs + 1).clamp(max=m), memory.pairs),
         newest=torch.where(keep, slot, memory.newest),
     )
@@ -148,7 +158,7 @@ def _scaling(sy: Tensor, yy: Tensor, memory: Memory) -> Tensor:
 def two_loop(memory: Memory, g: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """``H g`` by the recursion over the pairs (Nocedal and Wright, Algorithm 7.4)."""
     filled, (order, _) = _filled(memory), _in_time(memory)
-    sy, yy = (_diagonal(a)[order] for a in (memory.sy, memory.yy))
+    sy, yy = memory.sy[order], memory.yy[order]
     one = torch.ones_like(sy)
     rho = _masked(one / torch.where(filled, sy, one), filled)
     s_rows, y_rows = (a[order] for a in (memory.s, memory.y))
