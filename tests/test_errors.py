@@ -116,7 +116,10 @@ def test_learning_rates_are_checked_at_construction(make, lr, rule):
     assert message == f"`{make.__name__}(lr=...)` must {rule}"
 
 
-@pytest.mark.parametrize("bad", [-1.0, math.nan, "1", lambda step: step], ids=str)
+@pytest.mark.parametrize(
+    "bad",
+    [-1.0, math.nan, "1", pytest.param(lambda step: step, id="schedule")],
+)
 @pytest.mark.parametrize(
     ("make", "name"),
     [

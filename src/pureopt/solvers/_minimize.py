@@ -97,7 +97,7 @@ def minimize(
         >>> def rosenbrock(x):
         ...     return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
         >>> solution = po.minimize(rosenbrock, torch.tensor([-1.2, 1.0]).double())
-        >>> solution.params, po.Status(int(solution.status)).name
+        >>> solution.params.round(decimals=6), po.Status(int(solution.status)).name
         (tensor([1., 1.], dtype=torch.float64), 'CONVERGED')
     """
     solver = LBFGS() if solver is None else solver

@@ -17,6 +17,7 @@ from pureopt._tree import (
     check_params,
     ravel,
     tree_leaves,
+    tree_map,
     tree_select,
     unravel,
 )
@@ -229,7 +230,8 @@ class LBFGS(Transform):
         """
         check_like("LBFGS.step(grads=...)", grads, params)
         value = check_value("LBFGS.step(value=...)", value)
-        x, g = _ravel(params), _ravel(grads)
+        # Raveled in the order of the parameters, whatever that of the gradients.
+        x, g = _ravel(params), _ravel(tree_map(lambda _, g: g, params, grads))
         noise = self._noise(value, x) * state.value.abs()
         step = state.step + _running(state)
         state, accepted, failed, finite = self._judge(state, value, g, noise)

@@ -52,17 +52,28 @@ def dot(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     return torch.sum(a * b, dim=-1).to(accumulator(a))
 
 
+def largest(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    """The largest absolute entry, 1 if all are zero: a scale, constant to derivatives.
+
+    What is divided by it can be squared: from 1e19 on a square overflows in float32.
+    """
+    size = x.detach().abs().amax(dim=-1)
+    return torch.where(size > 0, size, torch.ones_like(size))
+
+
 def norm(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     """The Euclidean norm, with derivative 0 at 0."""
-    square = dot(x, x)
+    scale = largest(x)
+    square = dot(x / scale, x / scale)
     some = square > 0
     root = torch.sqrt(torch.where(some, square, torch.ones_like(square)))
-    return torch.where(some, root, torch.zeros_like(square))
+    return scale.to(root.dtype) * torch.where(some, root, torch.zeros_like(square))
 
 
 def products(rows: Float[Tensor, "m n"], x: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
     """The inner product of each row with ``x``, without a copy of the rows."""
-    return (rows @ x).to(accumulator(x))
+    scale, wide = largest(x), accumulator(x)
+    return (rows @ (x / scale)).to(wide) * scale.to(wide)
 
 
 def empty_memory(x: Float[Tensor, " n"], m: int, form: Callable[..., Tensor]) -> Memory:
@@ -95,7 +106,7 @@ def remember(
         _write(rows, row, slot, keep) for rows, row in ((memory.s, s), (memory.y, y))
     )
     if memory.sy.dim() == 1:
-        sy, yy, place = dot(s, y), dot(y, y), (here, here)
+        sy, yy, place = dot(s, y), norm(y) ** 2, (here, here)
     else:
         sy, yy = products(s_rows, y).unsqueeze(-1), products(y_rows, y)
         yy = torch.where(here, yy.unsqueeze(-1), yy)
