@@ -186,13 +186,14 @@ ax.semilogy(range(adam_evaluations + 1, len(losses) + 1), losses[adam_evaluation
 ax.set(xlabel="evaluation", ylabel="loss", title="Loss of each evaluation")
 ax.legend(["AdamW, batches of 64", "L-BFGS, full batch"], frameon=False)
 
+
 def after_each_epoch(ax, numbers, limit, name):
     """Plot a number that was taken after each epoch, with its limit."""
     ax.plot(*zip(*numbers, strict=True), lw=1.2)
     ax.axhline(limit, color="gray", ls="--", lw=1, label=name)
     ax.axvline(adam_evaluations, color="gray", ls=":", lw=1, label="L-BFGS from here")
     ax.set_xlabel("evaluation")
-    ax.legend(frameon=False, loc="center left")
+    ax.legend(frameon=False, loc="lower center")
 
 
 ax = axes[0, 1]
