@@ -1,4 +1,4 @@
-"""The whole benchmark: one table on standard output, and ``results.json``.
+"""The whole benchmark: one table, which ``results.md`` keeps, and ``results.json``.
 
 Every piece runs in a process of its own, so that no piece finds the threads, caches
 or compiled code of another. ``--quick`` is for tests: its numbers mean nothing.
@@ -67,7 +67,9 @@ def main() -> int:
         reports[piece] = run_apart(piece, quick=options.quick, threads=options.threads)
     reports = {name: reports[name] for name in PIECES if name in reports}
     target.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
-    print(table((name, row) for name, r in reports.items() for row in _rows(r)))
+    text = table((name, row) for name, r in reports.items() for row in _rows(r))
+    target.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    print(text)
     broken = {name: r["error"] for name, r in reports.items() if "error" in r}
     for name, error in broken.items():
         progress(f"{name} broke down:\n{error}")

@@ -742,7 +742,7 @@ def test_fused_dropout_is_fine_in_eval_mode(name):
 
 
 def test_a_wrong_key_is_refused():
-    for key in (torch.tensor(0.0), torch.zeros(2, dtype=torch.int64)):
+    for key in (torch.tensor(0.0), torch.zeros(2, dtype=torch.int64), 3):
         with pytest.raises(po.PureoptError, match="0-d int64"):
             po.functionalize(nn.Dropout(0.5), key=key)
 
@@ -771,6 +771,46 @@ def test_wrong_trees_are_told(change, words):
         apply(*change(params, buffers), x3())
     for part in words.split(".*"):
         assert part in str(caught.value)
+
+
+def test_a_class_is_told():
+    with pytest.raises(po.PureoptError, match=r"got the class `Linear`. Pass an inst"):
+        po.functionalize(nn.Linear)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_members_of_a_stack_may_come_from_a_generator():
+    params = po.stack(nn.Linear(3, 2) for _ in range(4)).params
+    assert params["weight"].shape == (4, 2, 3)
+
+
+def test_a_stack_of_one_module_that_is_no_sequence_is_told():
+    with pytest.raises(po.PureoptError, match=r"got `Linear`. Write `stack\(\[one"):
+        po.stack(nn.Linear(3, 2))  # pyright: ignore[reportArgumentType]
+
+
+def test_lanes_of_learning_rates_train_batch_norm_with_their_own_buffers():
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
+    apply, params, buffers = po.functionalize(module)
+
+    def loss(p, b):
+        output, b = apply(p, b, x3().double())
+        return output.square().mean(), b
+
+    def trained(lr, buffers):
+        p = params
+        for _ in range(3):
+            slopes, buffers = grad(loss, has_aux=True)(p, buffers)
+            p = {k: p[k] - lr * slopes[k] for k in p}
+        return p, buffers
+
+    lr = torch.tensor([0.01, 0.1], dtype=torch.float64)
+    lanes = {k: b.expand(2, *b.shape) for k, b in buffers.items()}
+    got = vmap(trained)(lr, lanes)
+    for i in range(2):
+        want = trained(lr[i], buffers)
+        # Batched kernels in float64, numbers of order one.
+        mine = tuple({k: t[i] for k, t in tree.items()} for tree in got)
+        torch.testing.assert_close(mine, want, rtol=1e-10, atol=1e-12)
 
 
 def test_a_stacked_tree_without_vmap_is_told():

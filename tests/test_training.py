@@ -348,6 +348,39 @@ def test_the_progress_bar_reads_metrics_now_and_then(capsys):
     assert "25" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("parts", "space", "words"),
+    [
+        ((None, po.SGD()), None, "loss_fn=...)` must be a function"),
+        ((square_loss, po.SGD), None, "be an optimizer, got the class `SGD`"),
+        ((square_loss, po.ClipByGlobalNorm(1.0)), None, "got `ClipByGlobalNorm`"),
+        (
+            (square_loss, po.SGD()),
+            {"w": 1},
+            "space=...)` must be a `Space`, got `dict`",
+        ),
+    ],
+    ids=["loss", "class", "gradients", "space"],
+)
+def test_parts_that_make_no_step_are_refused_at_once(parts, space, words):
+    with pytest.raises(po.PureoptError) as caught:
+        po.make_step(*parts, space=space)
+    assert words in str(caught.value)
+
+
+def test_what_is_no_carry_is_told():
+    step = po.make_step(square_loss, po.SGD())
+    for use in (lambda w: step(w, X, Y), step.params, step.restart):
+        with pytest.raises(po.PureoptError, match=r"be a `Carry`, got `dict`. Begin"):
+            use(START)
+
+
+def test_a_bare_parameter_is_told():
+    step = po.make_step(square_loss, po.SGD())
+    with pytest.raises(po.TreeError, match=r"got a `Parameter`\. Autograd"):
+        step.init(nn.Parameter(torch.ones(2)))
+
+
 def test_without_tqdm_the_error_says_what_to_install():
     code = """
 import sys

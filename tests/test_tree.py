@@ -212,3 +212,31 @@ def test_what_is_no_tree_of_parameters_is_refused(tree, message):
 def test_a_state_dict_with_wrong_keys_is_refused():
     with pytest.raises(TreeError, match=r"got no 'w' and an unknown 'v'"):
         from_state_dict({"v": ONE}, {"w": ONE})
+
+
+@pytest.mark.parametrize(
+    "tree", [{"a.b": ONE, "a": {"b": TWO}}, {0: ONE, "0": TWO}], ids=["dot", "number"]
+)
+def test_two_leaves_of_one_path_are_no_state_dict(tree):
+    """One of them would be lost in silence."""
+    with pytest.raises(TreeError, match="one path for each leaf, got two leaves at"):
+        to_state_dict(tree)
+
+
+@pytest.mark.parametrize(
+    ("tree", "got"),
+    [
+        (torch.zeros(3), "got (3,), where `params` has (2,)."),
+        ([ONE], "got `list`. Every leaf must be a tensor."),
+    ],
+    ids=["shape", "type"],
+)
+def test_a_bare_tensor_has_no_path_to_name(tree, got):
+    with pytest.raises(TreeError) as caught:
+        check_like("f(grads=...)", tree, torch.zeros(2))
+    assert str(caught.value).endswith(got)
+
+
+def test_raveling_never_shares_memory():
+    leaf = torch.ones(3)
+    assert ravel(leaf).data_ptr() != leaf.data_ptr()

@@ -108,7 +108,12 @@ def _told(tree: Any, i: int) -> str:
         if isinstance(leaf, Tensor)
         else f"`{type(leaf).__name__}`"
     )
-    return f"{what} at '{path}'" if path else what
+    return what + _at(path)
+
+
+def _at(path: str) -> str:
+    """Where a leaf is, in words; a bare tensor is nowhere in particular."""
+    return f" at '{path}'" if path else ""
 
 
 def _way_out(leaf: Any) -> str:
@@ -146,13 +151,13 @@ def check_like(where: str, tree: Any, reference: Any, name: str = "params") -> N
                 if leaf is None
                 else "Every leaf must be a tensor."
             )
-            raise TreeError(where, rule, f"`{type(leaf).__name__}` at '{path}'", hint)
+            raise TreeError(where, rule, f"`{type(leaf).__name__}`{_at(path)}", hint)
         if leaf.shape != ref.shape:
             path = tree_paths(reference)[i]
             raise TreeError(
                 where,
                 f"have the shapes of `{name}`",
-                f"{tuple(leaf.shape)} at '{path}', where `{name}` has {tuple(ref.shape)}",
+                f"{tuple(leaf.shape)}{_at(path)}, where `{name}` has {tuple(ref.shape)}",
             )
 
 
@@ -169,10 +174,13 @@ def _difference(tree: Any, reference: Any) -> str:
 
 
 def ravel(tree: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """All leaves as one vector, in the order of the tree, in the widest dtype or ``dtype``."""
-    return torch.cat(
-        [leaf.reshape(-1).to(dtype or leaf.dtype) for leaf in tree_leaves(tree)]
-    )
+    """All leaves as one vector, in the order of the tree, in the widest dtype or ``dtype``.
+
+    Its memory is its own.
+    """
+    flat = [leaf.reshape(-1).to(dtype or leaf.dtype) for leaf in tree_leaves(tree)]
+    # Compiled under vmap, `torch.cat` makes the number of lanes a constant.
+    return torch.cat(flat) if len(flat) > 1 else flat[0].clone()
 
 
 def unravel(vector: Tensor, like: T) -> T:
@@ -191,11 +199,24 @@ def unravel(vector: Tensor, like: T) -> T:
 def to_state_dict(tree: Any) -> dict[str, Tensor]:
     """A flat ``{path: tensor}`` dict of a state, for ``torch.save`` and friends.
 
+    Raises:
+        TreeError: If two leaves have the same path, as in ``{"a.b": x, "a": {"b": y}}``.
+
     Example:
         >>> to_state_dict({"a": (torch.zeros(1), torch.ones(2))})
         {'a.0': tensor([0.]), 'a.1': tensor([1., 1.])}
     """
-    return dict(tree_items(tree))
+    flat: dict[str, Tensor] = {}
+    for path, leaf in tree_items(tree):
+        if path in flat:
+            raise TreeError(
+                "to_state_dict(tree=...)",
+                "have one path for each leaf",
+                f"two leaves at '{path}'",
+                "Rename one of the keys.",
+            )
+        flat[path] = leaf
+    return flat
 
 
 def from_state_dict(state_dict: dict[str, Tensor], like: T) -> T:

@@ -16,7 +16,7 @@ from pureopt._progress import progress_bar
 from pureopt._tree import check_like, check_params, tree_items, tree_leaves, tree_map
 from pureopt._typing import State
 from pureopt.constraints import Space
-from pureopt.transforms import Transform
+from pureopt.transforms import Additive, Transform
 
 Metrics: TypeAlias = dict[str, Tensor]
 """What a step reports: ``"loss"``, and what the loss function adds."""
@@ -110,7 +110,8 @@ class Step:
         """The carry before the first step.
 
         Args:
-            params: The parameters, on the constraints' sets where there is a space;
+            params: The parameters, on the constraints' sets where there is a space
+                (:func:`pureopt.constrain` checks that; here others become NaN);
                 detached, as :func:`pureopt.functionalize` returns them.
             buffers: The buffers of the model. If given, even empty, the loss function is
                 called with them.
@@ -143,6 +144,8 @@ class Step:
         return Carry(free, static, () if buffers is None else buffers, state)
 
     def __call__(self, carry: Carry, *batch: Any) -> tuple[Carry, Metrics]:
+        _check_carry("step(carry)", carry)
+
         def objective(free: Any) -> tuple[Tensor, Aux]:
             return self._loss(self._forward(free, carry.static), carry.buffers, batch)
 
@@ -155,11 +158,13 @@ class Step:
 
     def params(self, carry: Carry) -> Any:
         """What to evaluate or save: the answer so far, on the constraints' sets."""
+        _check_carry("Step.params(carry)", carry)
         free = self.transform.eval_params(carry.free, carry.state)
         return self._forward(free, carry.static)
 
     def restart(self, carry: Carry) -> Carry:
         """The carry to go on with when the loss function has changed (new data)."""
+        _check_carry("Step.restart(carry)", carry)
         return carry._replace(state=self.transform.restart(carry.state))
 
     def _forward(self, free: Any, static: Any) -> Any:
@@ -198,8 +203,9 @@ def make_step(
         ``init``, ``params`` and ``restart``.
 
     Raises:
-        PureoptError: If ``transform`` is not an optimizer; at the first step, if
-            ``loss_fn`` returns something else than a 0-d loss.
+        PureoptError: If ``loss_fn`` is no function, ``transform`` not an optimizer, or
+            ``space`` no space; at the first step, if ``loss_fn`` returns something else
+            than a 0-d loss.
 
     Example:
         Two steps of least squares on ``3 = w * 2``, by Newton's learning rate:
@@ -217,13 +223,7 @@ def make_step(
         >>> step(carry, *batch)[1]["loss"]
         tensor(0.)
     """
-    if not isinstance(transform, Transform):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise PureoptError(
-            "make_step(transform=...)",
-            "be a transform",
-            f"`{type(transform).__name__}`",
-            "Pass for example `AdamW(lr=1e-3)`.",
-        )
+    _check_parts(loss_fn, transform, space)
     return Step(loss_fn, transform, space)
 
 
@@ -352,6 +352,39 @@ def _check_epochs(batches: Any, epochs: int) -> None:
         )
 
 
+def _check_parts(loss_fn: object, transform: object, space: object) -> None:
+    for name, rule, part, fits, hint in (
+        ("loss_fn", "be a function of `params`", loss_fn, callable(loss_fn), ""),
+        (
+            "transform",
+            "be an optimizer",
+            transform,
+            isinstance(transform, Transform) and not _only_gradients(transform),
+            "Pass for example `AdamW(lr=1e-3)`, or append it: `clip >> AdamW(lr=1e-3)`.",
+        ),
+        (
+            "space",
+            "be a `Space`",
+            space,
+            space is None or isinstance(space, Space),
+            "Make one with `constrain(params, spec)`.",
+        ),
+    ):
+        if not fits:
+            raise PureoptError(f"make_step({name}=...)", rule, _kinds(part), hint)
+
+
+def _only_gradients(transform: Transform) -> bool:
+    return isinstance(transform, Additive) and transform.emits == "gradients"
+
+
+def _check_carry(where: str, carry: object) -> None:
+    if not isinstance(carry, Carry):
+        raise PureoptError(
+            where, "be a `Carry`", _kinds(carry), "Begin with `step.init(params)`."
+        )
+
+
 def _check_detached(params: Any) -> None:
     check_params("Step.init(params=...)", params)
     for path, leaf in tree_items(params):
@@ -359,7 +392,7 @@ def _check_detached(params: Any) -> None:
             raise TreeError(
                 "Step.init(params=...)",
                 "hold plain tensors",
-                f"a `Parameter` at '{path}'",
+                f"a `Parameter` at '{path}'" if path else "a `Parameter`",
                 "Autograd would record every step: take the params of "
                 "`functionalize(module)`, or detach them.",
             )
@@ -389,8 +422,10 @@ def _checked(out: Any) -> tuple[Tensor, Aux]:
 
 
 def _kinds(out: Any) -> str:
-    if isinstance(out, tuple):
+    if isinstance(out, tuple) and not hasattr(out, "_fields"):
         return f"({', '.join(_kinds(part) for part in out)})"
     if isinstance(out, Tensor):
         return f"a tensor of shape {tuple(out.shape)} and dtype {out.dtype}"
+    if isinstance(out, type):
+        return f"the class `{out.__name__}`"
     return f"`{type(out).__name__}`"

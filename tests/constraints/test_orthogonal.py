@@ -137,6 +137,19 @@ def test_off_the_chart_is_nan(c):
     assert bool(c.right_inverse(near, c.bind(near)).isfinite().all())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [2, 3, 16, 96])
+@pytest.mark.parametrize("c", [Cayley(), Orthogonal()], ids=str)
+def test_the_chart_of_the_other_determinant_is_nan(c, n, dtype):
+    # There `I + Q D` is singular but for rounding, and what is left of its inverse, once
+    # made skew, may be of order one.
+    q = haar(n, (20,), generator()).to(dtype)
+    mirrored = torch.cat([-q[..., :1], q[..., 1:]], -1)
+    static = c.bind(q)
+    assert c.right_inverse(q, static).isfinite().all()
+    assert c.right_inverse(mirrored, static).isnan().all()
+
+
 def test_nothing_is_projected_silently():
     assert bool(Orthogonal().right_inverse(2 * torch.eye(3)).isnan().all())
     assert not bool(Orthogonal().check(torch.zeros(3, 3)))

@@ -174,6 +174,12 @@ def test_no_class_is_refused(shape):
         categorical(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("dim", [2, -3])
+def test_a_dimension_that_is_not_there_is_refused(dim):
+    with pytest.raises(PureoptError, match=f"must have classes along dim {dim}"):
+        categorical(torch.zeros(2, 3), dim=dim)
+
+
 def test_no_sample_is_no_error():
     assert categorical(torch.zeros(0, 3)).shape == (0,)
 

@@ -9,6 +9,7 @@ from contextlib import redirect_stderr
 import pytest
 import torch
 from scipy.optimize import minimize as scipy_minimize
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pureopt as po
@@ -23,6 +24,10 @@ def rosenbrock(x):
 
 def quadratic(x, a):
     return (a * (x - 1) ** 2).sum()
+
+
+def bowl(x):
+    return (x - 1).square().sum()
 
 
 START = torch.tensor([-1.2, 1.0, 0.4], dtype=F64)
@@ -181,6 +186,39 @@ def test_averaging_solvers_answer_with_the_average():
     assert (int(solution.steps), int(solution.evaluations)) == (3, 4)
 
 
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "lanes"])
+def test_a_bad_step_does_not_spoil_the_average(batched):
+    """The average holds a step along a NaN gradient: the answer is the best point."""
+    start = torch.tensor([[-1.0, -1.0], [1.0, 2.0]])[0 if not batched else slice(None)]
+    solution = po.minimize(
+        lambda x: (x - x.log()).sum(),
+        start,
+        po.EMA(po.SGD(0.1), decay=0.5),
+        batched=batched,
+    )
+    params = solution.params[0] if batched else solution.params
+    assert torch.equal(params, -torch.ones(2))
+    status = solution.status[0] if batched else solution.status
+    assert status == po.Status.NON_FINITE
+    if batched:
+        assert solution.status[1] == CONVERGED
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_coarsest_dtype_rules_the_default_tolerance(flip):
+    """A float32 gradient cannot be as small as the root of float64's eps."""
+    start = [torch.zeros(2), torch.zeros(2, dtype=F64)]
+
+    def fn(p):
+        return sum((x.double() - 1).square().sum() for x in p)
+
+    solution = po.minimize(fn, start[::-1] if flip else start, po.SGD(0.1))
+    largest = max(float(g.abs().amax()) for g in solution.grads)
+    # The gradient shrinks by 0.8 a step.
+    limit = math.sqrt(torch.finfo(torch.float32).eps)
+    assert 0.8 * limit <= largest <= limit
+
+
 # Lanes
 
 
@@ -270,6 +308,68 @@ def test_compiled_lanes_equal_eager_ones_and_compile_once(direction):
         )
 
 
+@pytest.fixture
+def compilations(monkeypatch):
+    """Compile with `aot_eager`, and count how often."""
+    counter, compile_ = CompileCounterWithBackend("aot_eager"), torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda step, **kw: compile_(step, backend=counter, **kw)
+    )
+    return counter
+
+
+@pytest.mark.compile
+def test_solvers_of_one_configuration_share_a_program(compilations):
+    def solve(solver, start, **options):
+        po.minimize(bowl, start, solver, batched=True, compile=True, **options)
+        return compilations.frame_count
+
+    def clipped(lr):
+        return po.ClipByGlobalNorm(1.0) >> po.Adam(lr, betas=(0.8, 0.9))
+
+    first = solve(clipped(0.1), torch.zeros(2, 3))
+    assert first == 1
+    assert solve(clipped(0.1), torch.ones(2, 3)) == first
+    # Neither the values nor the kinds of the tolerances are part of it.
+    assert solve(clipped(0.1), torch.ones(2, 3), gtol=torch.tensor(0.1)) == first
+    assert solve(clipped(0.2), torch.ones(2, 3)) == first + 1
+
+
+@pytest.mark.compile
+def test_any_number_of_lanes_compiles_twice_at_most(compilations):
+    solver = po.LBFGS(memory=1)
+    for lanes in (2, 3, 5, 7):
+        starts = torch.arange(2.0 * lanes).reshape(lanes, 2)
+        solution = po.minimize(bowl, starts, solver, batched=True, compile=True)
+        assert (solution.status == CONVERGED).all()
+    assert compilations.frame_count <= 2
+
+
+@pytest.mark.compile
+def test_many_objectives_and_many_shapes_compile(compilations):
+    """Torch limits the compilations of one code object, which would be `minimize`'s."""
+    limits = {"accumulated_recompile_limit": 3, "recompile_limit": 3}
+    with torch._dynamo.config.patch(limits):
+        for k in range(5):
+            solution = po.minimize(
+                lambda x, k=k: (x - k).square().sum(),
+                torch.zeros(2),
+                po.SGD(0.5),
+                compile=True,
+            )
+            assert torch.equal(solution.params, torch.full((2,), float(k)))
+    assert compilations.frame_count == 5
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for dims in range(4):
+            solution = po.minimize(
+                bowl,
+                torch.zeros((2,) * dims),
+                po.SGD(0.5),
+                compile=True,
+            )
+            assert solution.status == CONVERGED
+
+
 # Progress
 
 
@@ -335,6 +435,16 @@ def test_waits_for_the_device_once_in_check_every_steps(solver, check_every):
         (lambda: po.minimize(rosenbrock, START, max_steps=0), "max_steps.*>= 1"),
         (lambda: po.minimize(rosenbrock, START, check_every=2.5), "check_every"),
         (lambda: po.minimize(rosenbrock, START, gtol=-1.0), "gtol.*>= 0"),
+        (lambda: po.minimize(rosenbrock, START, gtol=abs), "gtol.*a number or a 0-d"),
+        (
+            lambda: po.minimize(quadratic, torch.ones(3), args=torch.ones(1, 3)),
+            r"args=...\)` must be a tuple.*got `Tensor`.*args=\(data,\)",
+        ),
+        (lambda: po.minimize(rosenbrock, torch.zeros(0)), "at least one number"),
+        (
+            lambda: po.minimize(rosenbrock, torch.zeros(0, 3), batched=True),
+            "one number, got only empty",
+        ),
         (lambda: po.minimize(rosenbrock, START, rtol=math.nan), "rtol"),
         (lambda: po.minimize(lambda x: x, START), r"0-d.*shape \(3,\).*\.mean\(\)"),
         (lambda: po.minimize(lambda x: (x.sum(), x), START), "has_aux=True"),

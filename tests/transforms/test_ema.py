@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import pureopt as po
@@ -19,6 +20,11 @@ def test_the_steps_are_those_of_the_inner_transform():
     assert torch.equal(w, v)
     same = zip(tree_leaves(a.inner), tree_leaves(b), strict=True)
     assert all(torch.equal(x, y) for x, y in same)
+
+
+def test_a_class_is_told():
+    with pytest.raises(po.CompositionError, match="got the class `SGD`"):
+        po.EMA(po.SGD)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_average_is_its_closed_form():

@@ -16,6 +16,8 @@ from pureopt.transforms._quasi_newton import (
     compact,
     empty_memory,
     forget,
+    norm,
+    products,
     remember,
     two_loop,
 )
@@ -155,6 +157,50 @@ def test_the_pair_test_is_relative():
         assert evaluations <= 80
 
 
+@pytest.mark.parametrize("direction", ["compact", "two_loop"])
+@pytest.mark.parametrize("power", [-36, -20, 20, 33])
+def test_squares_of_gradients_need_not_be_floats(power, direction):
+    """The squares of these gradients overflow or underflow in float32."""
+    scale = 10.0**power
+    evaluations, state, _ = run(
+        lambda x: scale * rosenbrock(x),
+        torch.tensor([-1.2, 1.0]),
+        po.LBFGS(direction=direction),
+        gtol=1e-3 * scale,
+    )
+    assert state.grads.abs().amax() <= 1e-3 * scale
+    # 45 with scale 1.
+    assert evaluations <= 75
+
+
+@pytest.mark.parametrize("power", [-36, 36])
+def test_norms_and_products_at_the_ends_of_float32(power):
+    x = torch.tensor([3.0, -4.0]) * 10.0**power
+    # Both sides round the entries of x once, and the norm a few times.
+    assert float(norm(x)) == pytest.approx(5 * 10.0**power, rel=1e-6)
+    assert products(x[None], x).tolist() == pytest.approx(
+        [25 * 10.0 ** (2 * power)], rel=1e-6
+    )
+
+
+def test_a_first_step_moves_the_start():
+    """Unknowns of 1e15 and gradients of 1e-15: a step of one gradient is none."""
+    evaluations, state, _ = run(
+        lambda x: rosenbrock(x / 1e15), torch.tensor([-1.2e15, 1e15]), gtol=1e-18
+    )
+    assert state.grads.abs().amax() <= 1e-18
+    assert evaluations <= 75
+
+
+def test_gradients_of_another_dtype_are_cast():
+    solver, x = po.LBFGS(), torch.tensor([-1.2, 1.0])
+    state = solver.init(x)
+    want = {k: v.dtype for k, v in po.to_state_dict(state).items()}
+    x, state = solver.step(x, state, x.double(), value=torch.ones(()))
+    assert x.dtype == torch.float32
+    assert {k: v.dtype for k, v in po.to_state_dict(state).items()} == want
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision_leaves(dtype):
     x0 = {"w": torch.full((3,), 2.0, dtype=dtype)}
@@ -238,6 +284,13 @@ def test_finished_lanes_stand_still():
         if a[0] != "accepted":
             assert torch.equal(a[1], b[1]), a[0]
     assert not after.accepted
+
+
+def test_the_answer_is_no_view_of_the_state():
+    solver, x = po.LBFGS(), torch.ones(2)
+    state = solver.init(x)
+    solver.eval_params(x, state).zero_()
+    assert torch.equal(state.x, torch.ones(2))
 
 
 def test_values_never_rise_beyond_rounding():
@@ -469,6 +522,11 @@ def test_nothing_may_stand_left():
         ({"c1": 0.4, "c2": 0.3}, "0 < c1 < c2"),
         ({"noise": -1.0}, "finite and >= 0"),
         ({"first_step": math.inf}, "finite"),
+        ({"first_step": 0.0}, r"first_step=...\)` must be > 0"),
+        ({"first_step": lambda step: step}, "a number or a 0-d tensor, got `function`"),
+        ({"noise": lambda step: step}, "a number or a 0-d tensor, got `function`"),
+        ({"c1": lambda step: step}, "a number or a 0-d tensor, got `function`"),
+        ({"c2": lambda step: step}, "a number or a 0-d tensor, got `function`"),
         ({"direction": "newton"}, "compact"),
     ],
 )

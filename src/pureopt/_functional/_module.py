@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -61,6 +61,9 @@ def functionalize(
     - A module with dropout has a buffer ``"rng"``, a key that each call in train mode
       advances: the same buffers give the same masks, lanes of keys different ones.
       ``inplace`` of dropout is ignored.
+    - The new running statistics of batch norm carry no derivative, as in torch: its
+      kernel writes them as data. Inside ``vmap``, each lane whose parameters or input
+      differ needs its own buffers (``in_dims`` 0), as :func:`stack` makes them.
     - Other random calls in train mode raise, because they would move torch's global
       generator. Those of NumPy and Python, those in eval mode, and ``rand_like`` and
       its kind inside ``torch.compile``, are not seen.
@@ -108,18 +111,21 @@ def functionalize(
 def _first_key(key: Tensor | None, device: torch.device | None) -> Tensor:
     if key is None:
         return _random.key(0, device=device)
-    if key.dtype != torch.int64 or key.dim():
+    is_tensor = isinstance(key, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_tensor or key.dtype != torch.int64 or key.dim():
         raise PureoptError(
             "functionalize(key=...)",
             "be a 0-d int64 tensor",
-            f"shape {tuple(key.shape)}, dtype {key.dtype}",
+            f"shape {tuple(key.shape)}, dtype {key.dtype}"
+            if is_tensor
+            else f"`{type(key).__name__}`",
             "Make one with `pureopt.random.key(seed)`.",
         )
     return key.detach().clone().to(device=device)
 
 
 def stack(
-    modules: Sequence[nn.Module], *, key: Int[Tensor, ""] | None = None
+    modules: Iterable[nn.Module], *, key: Int[Tensor, ""] | None = None
 ) -> Functional:
     """The triple of :func:`functionalize` for an ensemble: dimension 0 is the member.
 
@@ -148,6 +154,14 @@ def stack(
         >>> bool(torch.allclose(y[2], members[2](x)))
         True
     """
+    if not isinstance(modules, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PureoptError(
+            "stack(modules=...)",
+            "be a sequence of modules",
+            f"`{type(modules).__name__}`",
+            "Write `stack([one, two, ...])`; for one module, `functionalize(module)`.",
+        )
+    modules = list(modules)
     if not modules:
         raise PureoptError("stack(modules=...)", "hold at least one module", "none")
     for module in modules:

@@ -22,7 +22,15 @@ _POOLS = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 def check_module(module: nn.Module) -> None:
     """Raise if the module cannot be a pure function, naming the submodule."""
     if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise PureoptError(_WHERE, "be an `nn.Module`", f"`{type(module).__name__}`")
+        is_class = isinstance(module, type)
+        raise PureoptError(
+            _WHERE,
+            "be an `nn.Module`",
+            f"the class `{module.__name__}`"
+            if is_class
+            else f"`{type(module).__name__}`",
+            "Pass an instance." if is_class else "",
+        )
     for name, sub in module.named_modules():
         _check_wrapper(name, sub)
         _check_fused(name, sub)

@@ -87,8 +87,9 @@ class Cayley(Constraint):
         """The skew matrix; NaN where ``y`` is not orthogonal or not in the chart."""
         ORTHOGONAL.require("Cayley.right_inverse(y)", y)
         check_signs("Cayley.right_inverse(static=...)", static, y.shape[:-1])
-        a, _ = cayley_blocks(flip(working(y), static))
-        keep = self.check(y) & (max_abs(a) <= self.radius(y.shape[-1], y.dtype))
+        a, _, inside = cayley_blocks(flip(working(y), static))
+        radius = self.radius(y.shape[-1], y.dtype)
+        keep = self.check(y) & inside & (max_abs(a) <= radius)
         return or_nan(keep, a, 2).to(y.dtype)
 
     def violation(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
@@ -135,11 +136,21 @@ def cayley_columns(
     return q + scaled(q, 0.5) @ (eye - q.mT @ q)
 
 
-def cayley_blocks(q: Float[Tensor, "*batch n k"]) -> tuple[Tensor, Tensor]:
-    """The inverse of :func:`cayley_columns`: the skew block and the block below it."""
+def cayley_blocks(q: Float[Tensor, "*batch n k"]) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverse of :func:`cayley_columns`: the skew block and the block below it.
+
+    The third is whether ``q`` is in the chart. Off it ``(I + Q_1)^{-1}`` would be
+    infinite; rounding makes it large and symmetric, and the blocks, where that part
+    cancels, have any size. In the chart it is ``G / 2``, with symmetric part
+    ``(I + B^T B / 4) / 2``.
+    """
     k = q.shape[-1]
     inverse = _inverse(_identity(q) + q[..., :k, :])
-    return scaled(inverse.mT - inverse, 2), scaled(q[..., k:, :], 2) @ inverse
+    a, b = scaled(inverse.mT - inverse, 2), scaled(q[..., k:, :], 2) @ inverse
+    y = scaled(b, 0.5)
+    gap = inverse + inverse.mT - _identity(q) - y.mT @ y
+    # Twice the largest entry off the chart, and only rounding errors of it inside.
+    return a, b, max_abs(gap) <= max_abs(inverse)
 
 
 def cayley_log_abs_det(a: Tensor, b: Tensor) -> Float[Tensor, "*batch"]:

@@ -129,9 +129,9 @@ class Orthogonal(Constraint):
             signs,
             torch.Size((*q.shape[:-2], q.shape[-1])),
         )
-        a, b = cayley_blocks(flip(q, signs))
+        a, b, inside = cayley_blocks(flip(q, signs))
         radius = self.radius(q.shape[-2], y.dtype)
-        keep = self.check(y) & (max_abs(torch.cat([a, b], -2)) <= radius)
+        keep = self.check(y) & inside & (max_abs(torch.cat([a, b], -2)) <= radius)
         return or_nan(keep, torch.cat([pack(a), b.flatten(-2)], -1), 1).to(y.dtype)
 
     def violation(

@@ -155,8 +155,9 @@ class Space:
                     where,
                     "be stacked as its static is",
                     f"a leaf stacked over {tuple(batch)} with a static over {tuple(extra)}",
-                    "Pass `static` explicitly, stacked and mapped like the leaf: "
-                    "`torch.vmap(space.forward)(free, static)`.",
+                    "Pass a leaf like that of `space.free` (`forward`) or of `params` "
+                    "(`right_inverse`); if it is stacked, pass `static` too, stacked "
+                    "alike: `torch.vmap(space.forward)(free, static)`.",
                 )
 
 

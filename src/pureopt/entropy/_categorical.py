@@ -86,6 +86,7 @@ def _check(logits: Tensor, dim: int) -> None:
         got = getattr(logits, "dtype", f"`{type(logits).__name__}`")
         hint = "Counts become logits with `counts.double().log()`."
         raise PureoptError(where, "be a floating-point tensor", str(got), hint)
-    if not logits.dim() or not logits.shape[dim]:
+    inside = -logits.dim() <= dim < logits.dim()
+    if not inside or not logits.shape[dim]:
         shape = tuple(logits.shape)
         raise PureoptError(where, f"have classes along dim {dim}", f"shape {shape}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import fields, is_dataclass
+from itertools import count
+from types import FunctionType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,13 +23,17 @@ from pureopt.solvers._monitor import (
     Run,
     Tolerances,
     begin,
+    finite_or,
     observe,
     reports,
 )
 from pureopt.transforms import LBFGS, Transform, check_hyper
 
 _COMPILED = 32
-"""How many compiled steps are kept for later calls with the same function."""
+"""So many compiled steps are kept for later calls, and so many shapes of each."""
+
+_STEPS: dict[Any, Callable[..., Run]] = {}
+_NUMBERS = count()
 
 
 def minimize(
@@ -76,10 +82,13 @@ def minimize(
         rtol: Relative tolerance of step and change; 0 with ``atol=0``: not tested.
         atol: Absolute tolerance of step and change.
         gtol: Tolerance of the largest gradient entry; by default the square root of eps
-            of the parameters' dtype (1.5e-8 in float64, 3.5e-4 in float32).
+            of the parameters' coarsest dtype (1.5e-8 in float64, 3.5e-4 in float32 and
+            below).
         check_every: Steps between two looks at the status, at least 1.
         compile: Whether to compile the step with ``torch.compile(fullgraph=True)``. The
-            first call takes seconds; later ones with the same ``fn`` reuse it.
+            first call takes seconds; later ones with the same ``fn`` and a solver of
+            the same configuration reuse it. ``fn``, and what it closes over, is kept
+            alive for that until 32 other programs were compiled.
         progress: Whether to draw a progress bar (needs the extra ``progress``).
         callback: Called after each look at the status with the solution so far.
 
@@ -101,7 +110,8 @@ def minimize(
         (tensor([1., 1.], dtype=torch.float64), 'CONVERGED')
     """
     solver = LBFGS() if solver is None else solver
-    _check_arguments(fn, params, solver, max_steps, check_every)
+    _check_arguments(fn, params, solver, args)
+    _check_counts(max_steps=max_steps, check_every=check_every)
     if batched:
         _check_lanes(params, args)
     programs = _programs(fn, solver, has_aux=has_aux, batched=batched)
@@ -138,10 +148,10 @@ def _programs(
         grads, (value, aux) = grad_and_value(objective, has_aux=True)(params, *args)
         return Evaluation(params, value, grads, aux)
 
-    def step(run: Run, args: tuple[Any, ...], tolerances: Tolerances) -> Run:
+    def step(run: Run, args: tuple[Any, ...], tolerances: Tensor) -> Run:
         new = evaluate(run.params, args)
         params, state = solver.step(run.params, run.state, new.grads, value=new.value)
-        return observe(run, new, params, state, tolerances)
+        return observe(run, new, params, state, Tolerances(*tolerances.unbind()))
 
     def blank(params: Any, args: tuple[Any, ...]) -> Run:
         # Without its gradient: only to see what `fn` returns. All steps then have the
@@ -159,7 +169,9 @@ def _programs(
         ):
             return run.best, 0
         point = lanes(solver.eval_params, 2)(run.params, run.state)
-        return lanes(evaluate, 2)(point, args), 1
+        average = lanes(evaluate, 2)(point, args)
+        # After a bad step, or outside the domain, it is none: then the best point.
+        return lanes(finite_or, 2)(average, run.best), 1
 
     return _Programs(lanes(blank, 2), lanes(step, 2), answer)
 
@@ -182,20 +194,38 @@ def _as_is(program: Callable[..., Any], mapped: int) -> Callable[..., Any]:
 def _compiled(
     fn: Callable[..., Any], solver: Transform, has_aux: bool, batched: bool
 ) -> Callable[..., Run]:
+    key = (fn, _configuration(solver), has_aux, batched)
     try:
-        return _compile(fn, solver, has_aux, batched)
+        step = _STEPS.pop(key, None)
     except TypeError:  # `fn` is not hashable: nothing to find it again by
-        return _compile.__wrapped__(fn, solver, has_aux, batched)
+        return _compile(fn, solver, has_aux, batched)
+    # The newest last, so that the one unused for longest goes first.
+    step = _STEPS[key] = step or _compile(fn, solver, has_aux, batched)
+    if len(_STEPS) > _COMPILED:
+        _STEPS.pop(next(iter(_STEPS)))
+    return step
 
 
-@lru_cache(maxsize=_COMPILED)
+def _configuration(part: Any) -> Any:
+    """What two transforms have in common that make the same program."""
+    if isinstance(part, tuple | list):
+        return tuple(map(_configuration, cast("tuple[Any, ...]", part)))
+    if isinstance(part, Transform) and is_dataclass(part):
+        values = (getattr(part, field.name) for field in fields(part))
+        return type(part), *map(_configuration, values)
+    return part
+
+
 def _compile(
     fn: Callable[..., Any], solver: Transform, has_aux: bool, batched: bool
 ) -> Callable[..., Run]:
-    step = _programs(fn, solver, has_aux=has_aux, batched=batched).step
-    # Isolated: the programs of different objectives share one code object, whose
-    # number of compilations is limited.
-    return torch.compile(step, fullgraph=True, isolate_recompiles=True)  # pyright: ignore[reportCallIssue]
+    step = cast(
+        "FunctionType", _programs(fn, solver, has_aux=has_aux, batched=batched).step
+    )
+    # A code object of its own: the programs of all objectives would share one, whose
+    # number of compilations is limited, and the sizes that were seen to change.
+    step.__code__ = step.__code__.replace(co_name=f"step_{next(_NUMBERS)}")
+    return torch.compile(step, fullgraph=True, recompile_limit=_COMPILED)  # pyright: ignore[reportCallIssue]
 
 
 def _objective(
@@ -236,10 +266,19 @@ def _scalar(value: Any) -> Tensor:
     raise TreeError("minimize(fn=...)", "return a 0-d floating tensor", got, hint)
 
 
-def _check_arguments(
-    fn: object, params: object, solver: object, max_steps: int, check_every: int
-) -> None:
+def _check_arguments(fn: object, params: object, solver: object, args: object) -> None:
     check_params("minimize(params=...)", params)
+    if not any(leaf.numel() for leaf in tree_leaves(params)):
+        raise TreeError(
+            "minimize(params=...)", "hold at least one number", "only empty tensors"
+        )
+    if not isinstance(args, tuple | list):
+        raise TreeError(
+            "minimize(args=...)",
+            "be a tuple of further arguments",
+            f"`{type(args).__name__}`",
+            "Write `args=(data,)` for one argument.",
+        )
     if not callable(fn):
         raise PureoptError(
             "minimize(fn=...)",
@@ -254,7 +293,10 @@ def _check_arguments(
             f"`{solver.__name__ if isinstance(solver, type) else type(solver).__name__}`",
             "Pass an instance, not the class." if isinstance(solver, type) else "",
         )
-    for name, number in (("max_steps", max_steps), ("check_every", check_every)):
+
+
+def _check_counts(**counts: int) -> None:
+    for name, number in counts.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise HyperparameterError(
                 f"minimize({name}=...)", "be an integer >= 1", repr(number)
@@ -289,20 +331,22 @@ def _check_lanes(params: object, args: tuple[Any, ...]) -> None:
 
 def _tolerances(
     params: object, rtol: Scalar, atol: Scalar, gtol: Scalar | None
-) -> Tolerances:
-    leaf = cast("Tensor", tree_leaves(params)[0])
-    dtype = torch.promote_types(leaf.dtype, torch.float32)
-    gtol = math.sqrt(torch.finfo(dtype).eps) if gtol is None else gtol
+) -> Tensor:
+    """The three numbers as an input of the compiled step, not constants in it.
+
+    In one vector: `torch.compile` traces twice what has a 0-d float64 input.
+    """
+    leaves = cast("list[Tensor]", tree_leaves(params))
+    if gtol is None:
+        dtypes = (torch.promote_types(p.dtype, torch.float32) for p in leaves)
+        gtol = math.sqrt(max(torch.finfo(dtype).eps for dtype in dtypes))
     numbers: list[Tensor] = []
     for name, number in (("rtol", rtol), ("atol", atol), ("gtol", gtol)):
-        check_hyper(f"minimize({name}=...)", number)
-        # As tensors they are inputs of the compiled step, not constants in it.
+        check_hyper(f"minimize({name}=...)", number, schedule=False)
         numbers.append(
-            number.to(leaf.device)
-            if isinstance(number, Tensor)
-            else torch.full((), number, dtype=torch.float64, device=leaf.device)
+            torch.as_tensor(number, dtype=torch.float64, device=leaves[0].device)
         )
-    return Tolerances(*numbers)
+    return torch.stack(numbers)
 
 
 def _own(leaf: Tensor) -> Tensor:

@@ -108,6 +108,11 @@ def _observe_descent(
     return tree_select(run.status == _RUNNING, after, run)
 
 
+def finite_or(new: Evaluation, other: Evaluation) -> Evaluation:
+    """The new evaluation where it is finite, else the other one."""
+    return tree_select(_finite(new), new, other)
+
+
 def _finite(evaluation: Evaluation) -> Tensor:
     finite = torch.isfinite(evaluation.value)
     for leaf in tree_leaves(evaluation.grads):

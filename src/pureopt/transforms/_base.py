@@ -31,6 +31,7 @@ class Transform(ABC):
     training point and the average.
 
     Example:
+        >>> import torch
         >>> from pureopt import SGD
         >>> sgd, params = SGD(lr=0.5), {"w": torch.tensor(2.0)}
         >>> state = sgd.init(params)
@@ -138,6 +139,7 @@ def chain(*transforms: Transform) -> Transform:
             the last one searches and so needs the gradients unchanged.
 
     Example:
+        >>> import torch
         >>> from pureopt import SGD, ClipByGlobalNorm
         >>> clipped = chain(ClipByGlobalNorm(1.0), SGD(lr=1.0))
         >>> params = torch.zeros(2)
@@ -203,6 +205,12 @@ def _update_links(
     return grads, tuple(states)
 
 
+def _restart_links(
+    links: tuple[Transform, ...], state: tuple[State, ...]
+) -> tuple[State, ...]:
+    return tuple(link.restart(s) for link, s in zip(links, state, strict=True))
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class AdditiveChain(Additive):
@@ -224,6 +232,10 @@ class AdditiveChain(Additive):
     ) -> tuple[P, State]:
         """Hand the gradients from link to link."""
         return _update_links(self.links, params, state, grads, value)
+
+    def restart(self, state: State) -> State:
+        """The restarted states of the links."""
+        return _restart_links(self.links, state)
 
 
 @final

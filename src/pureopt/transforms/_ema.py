@@ -77,7 +77,14 @@ class EMA(Transform):
         check_hyper("EMA(decay=...)", self.decay, high=1.0, schedule=False)
         name = type(self.inner).__name__
         if not isinstance(self.inner, Transform):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise CompositionError("EMA(inner=...)", "be a transform", f"`{name}`")
+            raise CompositionError(
+                "EMA(inner=...)",
+                "be a transform",
+                f"the class `{self.inner.__name__}`"
+                if isinstance(self.inner, type)  # pyright: ignore[reportUnnecessaryIsInstance]
+                else f"`{name}`",
+                "Pass for example `EMA(AdamW(lr=1e-3))`.",
+            )
         if isinstance(self.inner, Additive) and self.inner.emits == "gradients":
             raise CompositionError(
                 "EMA(inner=...)",

@@ -33,6 +33,7 @@ from pureopt.transforms._quasi_newton import (
     inverse_product,
     norm,
     remember,
+    steepest,
     two_loop,
 )
 from pureopt.transforms._wolfe import Point, Search, advance, start
@@ -118,7 +119,8 @@ class LBFGS(Transform):
         c2: Curvature, in (c1, 1): smaller means more exact searches.
         max_trials: Evaluations that one line search may take, at least 1.
         first_step: Length of the first trial along the negative gradient; by default
-            ``min(1, 1 / |g|_1)``. Also after the memory was dropped.
+            ``min(1, 1 / |g|_1)``, or more where that would not move ``x``. Also after
+            the memory was dropped.
         noise: Relative rounding error of the value. By default 1000 eps of its dtype;
             raise it for objectives that are themselves computed with errors.
         direction: ``"compact"`` (few large operations), ``"two_loop"`` (many small
@@ -164,8 +166,8 @@ class LBFGS(Transform):
                 raise HyperparameterError(
                     f"LBFGS({name}=...)", "be an integer >= 1", repr(number)
                 )
-        check_hyper("LBFGS(c1=...)", self.c1, high=0.5)
-        check_hyper("LBFGS(c2=...)", self.c2, high=1.0)
+        check_hyper("LBFGS(c1=...)", self.c1, high=0.5, schedule=False)
+        check_hyper("LBFGS(c2=...)", self.c2, high=1.0, schedule=False)
         if (
             not isinstance(self.c1, Tensor)
             and not isinstance(self.c2, Tensor)
@@ -176,7 +178,9 @@ class LBFGS(Transform):
             )
         for name in ("first_step", "noise"):
             if getattr(self, name) is not None:
-                check_hyper(f"LBFGS({name}=...)", getattr(self, name))
+                check_hyper(f"LBFGS({name}=...)", getattr(self, name), schedule=False)
+        if not isinstance(self.first_step, Tensor) and self.first_step == 0:
+            raise HyperparameterError("LBFGS(first_step=...)", "be > 0", "0")
         if self.direction is not None and self.direction not in _DIRECTIONS:
             raise HyperparameterError(
                 "LBFGS(direction=...)",
@@ -231,7 +235,8 @@ class LBFGS(Transform):
         check_like("LBFGS.step(grads=...)", grads, params)
         value = check_value("LBFGS.step(value=...)", value)
         # Raveled in the order of the parameters, whatever that of the gradients.
-        x, g = _ravel(params), _ravel(tree_map(lambda _, g: g, params, grads))
+        x = _ravel(params)
+        g = ravel(tree_map(lambda _, g: g, params, grads), x.dtype)
         noise = self._noise(value, x) * state.value.abs()
         step = state.step + _running(state)
         state, accepted, failed, finite = self._judge(state, value, g, noise)
@@ -247,7 +252,8 @@ class LBFGS(Transform):
 
     def eval_params(self, params: P, state: LBFGSState) -> P:
         """The last accepted iterate."""
-        return unravel(state.x, params)
+        # A copy: who writes to the answer must not write to the state.
+        return unravel(state.x.clone(), params)
 
     def restart(self, state: LBFGSState) -> LBFGSState:
         """Keep the pairs and take the next evaluation as the new base."""
@@ -339,10 +345,11 @@ class LBFGS(Transform):
         slope = dot(g, newton)
         descent = slope < -torch.finfo(g.dtype).eps * norm(g) * norm(newton)
         memory = forget(state.memory, where & ~descent)
-        direction = torch.where(descent, newton, -g)
-        slope = torch.where(descent, slope, -dot(g, g))
-        size = g.abs().sum(dtype=slope.dtype)
-        t = torch.where(memory.pairs > 0, torch.ones_like(size), self._length(size))
+        some = descent & (memory.pairs > 0)
+        down, first = steepest(state.x, g, self.first_step)
+        direction = torch.where(some, newton, down)
+        slope = torch.where(some, slope, dot(g, down))
+        t = torch.where(some, torch.ones_like(first), first)
         return state._replace(
             direction=torch.where(where, direction, state.direction),
             slope=torch.where(where, slope, state.slope),
@@ -350,12 +357,6 @@ class LBFGS(Transform):
             memory=memory,
             phase=_set(state.phase, where, _SEARCH),
         )
-
-    def _length(self, size: Tensor) -> Tensor:
-        """The first step along the negative gradient, whose 1-norm is ``size``."""
-        if self.first_step is not None:
-            return torch.zeros_like(size) + self.first_step
-        return 1 / size.clamp(min=1)
 
     def _recover(
         self, state: LBFGSState, failed: Tensor, noise: Tensor

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pureopt._typing import Scalar
+
 
 class Memory(NamedTuple):
     """The last ``m`` pairs of a problem in ``n`` unknowns, and their inner products.
@@ -125,6 +127,22 @@ def forget(memory: Memory, drop: Tensor) -> Memory:
     """No pairs where ``drop``; what the rows hold no longer counts."""
     none = torch.zeros_like(memory.pairs)
     return memory._replace(pairs=torch.where(drop, none, memory.pairs))
+
+
+def steepest(
+    x: Float[Tensor, " n"], g: Float[Tensor, " n"], length: Scalar | None
+) -> tuple[Float[Tensor, " n"], Float[Tensor, ""]]:
+    """The negative gradient over its largest entry, and the first step along it.
+
+    The step is ``length`` gradients; by default ``min(1, 1 / |g|_1)``, or more where
+    that is below one rounding of ``x`` and so would be no step.
+    """
+    scale, wide = largest(g), accumulator(g)
+    if length is not None:
+        return -g / scale, scale.to(wide) * length
+    step = scale.to(wide) / g.abs().sum(dtype=wide).clamp(min=1)
+    least = torch.finfo(x.dtype).eps * largest(x).to(wide)
+    return -g / scale, torch.maximum(step, least)
 
 
 def _write(rows: Tensor, row: Tensor, slot: Tensor, keep: Tensor) -> Tensor:
