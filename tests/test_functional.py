@@ -791,9 +791,10 @@ def test_a_stack_of_one_module_that_is_no_sequence_is_told():
 def test_lanes_of_learning_rates_train_batch_norm_with_their_own_buffers():
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
     apply, params, buffers = po.functionalize(module)
+    x = x3().double()
 
     def loss(p, b):
-        output, b = apply(p, b, x3().double())
+        output, b = apply(p, b, x)
         return output.square().mean(), b
 
     def trained(lr, buffers):

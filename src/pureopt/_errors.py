@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 
 class PureoptError(ValueError):
     """Base of the errors that pureopt raises for wrong input.
@@ -63,3 +65,14 @@ class ConstraintError(PureoptError):
         >>> issubclass(ConstraintError, PureoptError)
         True
     """
+
+
+def told(value: object) -> str:
+    """What a value is, in words, for the third part of a message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if isinstance(value, type):
+        return f"the class `{value.__name__}`"
+    if type(value) is tuple:
+        return f"({', '.join(map(told, value))})"
+    return f"`{type(value).__name__}`"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from pureopt._errors import PureoptError, TreeError
+from pureopt._errors import PureoptError, TreeError, told
 from pureopt._progress import progress_bar
 from pureopt._tree import check_like, check_params, tree_items, tree_leaves, tree_map
 from pureopt._typing import State
@@ -151,10 +151,8 @@ class Step:
 
         grads, (loss, aux) = grad_and_value(objective, has_aux=True)(carry.free)
         free, state = self.transform.step(carry.free, carry.state, grads, value=loss)
-        return Carry(free, carry.static, aux.buffers, state), {
-            "loss": loss,
-            **aux.metrics,
-        }
+        metrics = {"loss": loss, **aux.metrics}
+        return Carry(free, carry.static, aux.buffers, state), metrics
 
     def params(self, carry: Carry) -> Any:
         """What to evaluate or save: the answer so far, on the constraints' sets."""
@@ -164,7 +162,6 @@ class Step:
 
     def restart(self, carry: Carry) -> Carry:
         """The carry to go on with when the loss function has changed (new data)."""
-        _check_carry("Step.restart(carry)", carry)
         return carry._replace(state=self.transform.restart(carry.state))
 
     def _forward(self, free: Any, static: Any) -> Any:
@@ -203,9 +200,8 @@ def make_step(
         ``init``, ``params`` and ``restart``.
 
     Raises:
-        PureoptError: If ``loss_fn`` is no function, ``transform`` not an optimizer, or
-            ``space`` no space; at the first step, if ``loss_fn`` returns something else
-            than a 0-d loss.
+        PureoptError: If ``transform`` is not an optimizer; at the first step, if
+            ``loss_fn`` returns something else than a 0-d loss.
 
     Example:
         Two steps of least squares on ``3 = w * 2``, by Newton's learning rate:
@@ -223,7 +219,14 @@ def make_step(
         >>> step(carry, *batch)[1]["loss"]
         tensor(0.)
     """
-    _check_parts(loss_fn, transform, space)
+    only_gradients = isinstance(transform, Additive) and transform.emits == "gradients"
+    if not isinstance(transform, Transform) or only_gradients:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PureoptError(
+            "make_step(transform=...)",
+            "be an optimizer",
+            told(transform),
+            "Pass for example `AdamW(lr=1e-3)`, or append it: `clip >> AdamW(lr=1e-3)`.",
+        )
     return Step(loss_fn, transform, space)
 
 
@@ -352,36 +355,10 @@ def _check_epochs(batches: Any, epochs: int) -> None:
         )
 
 
-def _check_parts(loss_fn: object, transform: object, space: object) -> None:
-    for name, rule, part, fits, hint in (
-        ("loss_fn", "be a function of `params`", loss_fn, callable(loss_fn), ""),
-        (
-            "transform",
-            "be an optimizer",
-            transform,
-            isinstance(transform, Transform) and not _only_gradients(transform),
-            "Pass for example `AdamW(lr=1e-3)`, or append it: `clip >> AdamW(lr=1e-3)`.",
-        ),
-        (
-            "space",
-            "be a `Space`",
-            space,
-            space is None or isinstance(space, Space),
-            "Make one with `constrain(params, spec)`.",
-        ),
-    ):
-        if not fits:
-            raise PureoptError(f"make_step({name}=...)", rule, _kinds(part), hint)
-
-
-def _only_gradients(transform: Transform) -> bool:
-    return isinstance(transform, Additive) and transform.emits == "gradients"
-
-
 def _check_carry(where: str, carry: object) -> None:
     if not isinstance(carry, Carry):
         raise PureoptError(
-            where, "be a `Carry`", _kinds(carry), "Begin with `step.init(params)`."
+            where, "be a `Carry`", told(carry), "Begin with `step.init(params)`."
         )
 
 
@@ -406,26 +383,16 @@ def _checked(out: Any) -> tuple[Tensor, Aux]:
     where = "make_step(loss_fn=...)"
     hint = "With buffers it returns `(loss, Aux(buffers, metrics))`."
     if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[1], Aux):  # noqa: PLR2004
-        raise PureoptError(where, "return a loss and an `Aux`", _kinds(out), hint)
+        raise PureoptError(where, "return a loss and an `Aux`", told(out), hint)
     loss, aux = out
     if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
         hint = "Reduce it, for example with `.mean()`."
-        raise PureoptError(where, "return a 0-d floating loss", _kinds(loss), hint)
+        raise PureoptError(where, "return a 0-d floating loss", told(loss), hint)
     for name, metric in aux.metrics.items():
         if not isinstance(metric, Tensor) or name == "loss":
             raise TreeError(
                 f"{where} -> Aux(metrics=...)",
                 "hold tensors, under other names than 'loss'",
-                f"{_kinds(metric)} at '{name}'",
+                f"{told(metric)} at '{name}'",
             )
     return loss, aux
-
-
-def _kinds(out: Any) -> str:
-    if isinstance(out, tuple) and not hasattr(out, "_fields"):
-        return f"({', '.join(_kinds(part) for part in out)})"
-    if isinstance(out, Tensor):
-        return f"a tensor of shape {tuple(out.shape)} and dtype {out.dtype}"
-    if isinstance(out, type):
-        return f"the class `{out.__name__}`"
-    return f"`{type(out).__name__}`"

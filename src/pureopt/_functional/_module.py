@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from pureopt import _random
-from pureopt._errors import PureoptError, TreeError
+from pureopt._errors import PureoptError, TreeError, told
 from pureopt._functional._dropout import RNG, has_dropout, key_dropouts
 from pureopt._functional._purity import (
     NoRandom,
@@ -111,14 +111,11 @@ def functionalize(
 def _first_key(key: Tensor | None, device: torch.device | None) -> Tensor:
     if key is None:
         return _random.key(0, device=device)
-    is_tensor = isinstance(key, Tensor)  # pyright: ignore[reportUnnecessaryIsInstance]
-    if not is_tensor or key.dtype != torch.int64 or key.dim():
+    if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.dim():  # pyright: ignore[reportUnnecessaryIsInstance]
         raise PureoptError(
             "functionalize(key=...)",
             "be a 0-d int64 tensor",
-            f"shape {tuple(key.shape)}, dtype {key.dtype}"
-            if is_tensor
-            else f"`{type(key).__name__}`",
+            told(key),
             "Make one with `pureopt.random.key(seed)`.",
         )
     return key.detach().clone().to(device=device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from pureopt._errors import PureoptError, TreeError
+from pureopt._errors import PureoptError, TreeError, told
 from pureopt._functional._dropout import RNG, has_dropout
 from pureopt._tree import tree_leaves
 
@@ -22,15 +22,8 @@ _POOLS = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 def check_module(module: nn.Module) -> None:
     """Raise if the module cannot be a pure function, naming the submodule."""
     if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        is_class = isinstance(module, type)
-        raise PureoptError(
-            _WHERE,
-            "be an `nn.Module`",
-            f"the class `{module.__name__}`"
-            if is_class
-            else f"`{type(module).__name__}`",
-            "Pass an instance." if is_class else "",
-        )
+        hint = "Pass an instance." if isinstance(module, type) else ""
+        raise PureoptError(_WHERE, "be an `nn.Module`", told(module), hint)
     for name, sub in module.named_modules():
         _check_wrapper(name, sub)
         _check_fused(name, sub)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, final
 from jaxtyping import Int
 from torch import Tensor
 
-from pureopt._errors import CompositionError
+from pureopt._errors import CompositionError, told
 from pureopt._tree import tree_map
 from pureopt._typing import P, Scalar, State
 from pureopt.transforms._base import Additive, Transform, check_hyper, zero_step
@@ -80,9 +80,7 @@ class EMA(Transform):
             raise CompositionError(
                 "EMA(inner=...)",
                 "be a transform",
-                f"the class `{self.inner.__name__}`"
-                if isinstance(self.inner, type)  # pyright: ignore[reportUnnecessaryIsInstance]
-                else f"`{name}`",
+                told(self.inner),
                 "Pass for example `EMA(AdamW(lr=1e-3))`.",
             )
         if isinstance(self.inner, Additive) and self.inner.emits == "gradients":
