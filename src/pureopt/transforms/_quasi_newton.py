@@ -50,8 +50,9 @@ def accumulator(x: Tensor) -> torch.dtype:
 
 
 def dot(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-    """The inner product; torch sums pairwise, so that its error is eps log n."""
-    return torch.sum(a * b, dim=-1).to(accumulator(a))
+    """The inner product in float64, where no product of float32 rounds or overflows."""
+    wide = accumulator(a)
+    return torch.sum(a.to(wide) * b.to(wide), dim=-1)
 
 
 def largest(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
@@ -65,11 +66,10 @@ def largest(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
 
 def norm(x: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     """The Euclidean norm, with derivative 0 at 0."""
-    scale = largest(x)
-    square = dot(x / scale, x / scale)
+    square = dot(x, x)
     some = square > 0
     root = torch.sqrt(torch.where(some, square, torch.ones_like(square)))
-    return scale.to(root.dtype) * torch.where(some, root, torch.zeros_like(square))
+    return torch.where(some, root, torch.zeros_like(square))
 
 
 def products(rows: Float[Tensor, "m n"], x: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
@@ -108,7 +108,7 @@ def remember(
         _write(rows, row, slot, keep) for rows, row in ((memory.s, s), (memory.y, y))
     )
     if memory.sy.dim() == 1:
-        sy, yy, place = dot(s, y), norm(y) ** 2, (here, here)
+        sy, yy, place = dot(s, y), dot(y, y), (here, here)
     else:
         sy, yy = products(s_rows, y).unsqueeze(-1), products(y_rows, y)
         yy = torch.where(here, yy.unsqueeze(-1), yy)
