@@ -103,10 +103,7 @@ def test_parameters_that_cannot_be_trained_are_refused_by_init(name, leaf, got):
         ),
         (
             torch.tensor(1),
-            (
-                "be a 0-d floating-point tensor, got shape (), dtype torch.int64. "
-                "Sweep many values with `torch.func.vmap`."
-            ),
+            "be a 0-d floating-point tensor, got shape (), dtype torch.int64.",
         ),
     ],
     ids=str,
@@ -167,7 +164,8 @@ def test_nesterov_needs_momentum_without_dampening(options):
 def test_a_schedule_returns_a_tensor():
     sgd = po.SGD(lr=lambda step: 0.1)
     message = told(po.PureoptError, sgd.step, W, sgd.init(W), W)
-    assert message.startswith("`schedule(step)` must return a 0-d tensor, got `float`.")
+    rule = "`schedule(step)` must return a 0-d floating-point tensor, got `float`."
+    assert message.startswith(rule)
 
 
 def test_gradients_alone_are_no_step():
@@ -313,3 +311,51 @@ BATCH = (torch.ones(2),)
 )
 def test_train_refuses_what_it_cannot_go_through(batches, options, message):
     assert message in told(po.PureoptError, po.train, STEP, CARRY, batches, **options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        po.Adam,
+        po.AdamW,
+        lambda: po.SGD(0.1, momentum=0.9),
+        lambda: po.EMA(po.SGD(0.1)),
+        po.LBFGS,
+    ],
+    ids=["adam", "adamw", "sgd", "ema", "lbfgs"],
+)
+def test_a_state_of_other_parameters_is_refused(make):
+    """Moments of another shape would broadcast in silence."""
+    optimizer, params = make(), torch.ones(3)
+    state = optimizer.init(torch.ones(1))
+    with pytest.raises(po.TreeError, match=r"step\(state=...\).*\(1,\).*\(3,\)"):
+        optimizer.step(params, state, params, value=torch.ones(()))
+    with pytest.raises(po.TreeError, match="that `init` returns, got `list`"):
+        optimizer.step(params, [], params, value=torch.ones(()))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+@pytest.mark.parametrize("make", [po.SGD, po.LBFGS], ids=["sgd", "lbfgs"])
+def test_gradients_are_floating(make, dtype):
+    optimizer, params = make(), {"w": torch.ones(2)}
+    grads = {"w": torch.ones(2, dtype=dtype)}
+    with pytest.raises(po.TreeError, match=f"got a tensor of dtype {dtype} at 'w'"):
+        optimizer.step(params, optimizer.init(params), grads, value=torch.ones(()))
+
+
+@pytest.mark.parametrize("bad", [torch.ones(3), torch.tensor(1)], ids=["1d", "int"])
+def test_a_schedule_returns_a_floating_number(bad):
+    sgd, w = po.SGD(lr=lambda _: bad), torch.ones(3)
+    with pytest.raises(po.PureoptError, match="0-d floating-point tensor, got shape"):
+        sgd.step(w, sgd.init(w), w)
+
+
+def test_a_class_is_told_from_an_instance():
+    with pytest.raises(po.CompositionError, match="got the class `SGD`"):
+        po.ClipByGlobalNorm(1.0) >> po.SGD
+
+
+@pytest.mark.parametrize("bad", [None, 1.0, po.SGD()], ids=["none", "float", "sgd"])
+def test_a_state_dict_holds_tensors(bad):
+    with pytest.raises(po.TreeError, match=r"only tensors, got .* at 'a'"):
+        po.to_state_dict({"a": bad})

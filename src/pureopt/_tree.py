@@ -152,6 +152,9 @@ def check_like(where: str, tree: Any, reference: Any, name: str = "params") -> N
                 else "Every leaf must be a tensor."
             )
             raise TreeError(where, rule, f"`{type(leaf).__name__}`{_at(path)}", hint)
+        if ref.is_floating_point() and not leaf.is_floating_point():
+            got = f"a tensor of dtype {leaf.dtype}{_at(tree_paths(reference)[i])}"
+            raise TreeError(where, "hold floating-point tensors", got)
         if leaf.shape != ref.shape:
             path = tree_paths(reference)[i]
             raise TreeError(
@@ -200,7 +203,8 @@ def to_state_dict(tree: Any) -> dict[str, Tensor]:
     """A flat ``{path: tensor}`` dict of a state, for ``torch.save`` and friends.
 
     Raises:
-        TreeError: If two leaves have the same path, as in ``{"a.b": x, "a": {"b": y}}``.
+        TreeError: If a leaf is not a tensor, or two leaves have the same path, as in
+            ``{"a.b": x, "a": {"b": y}}``.
 
     Example:
         >>> to_state_dict({"a": (torch.zeros(1), torch.ones(2))})
@@ -208,6 +212,9 @@ def to_state_dict(tree: Any) -> dict[str, Tensor]:
     """
     flat: dict[str, Tensor] = {}
     for path, leaf in tree_items(tree):
+        if not isinstance(leaf, Tensor):
+            got = f"`{type(leaf).__name__}`{_at(path)}"
+            raise TreeError("to_state_dict(tree=...)", "hold only tensors", got)
         if path in flat:
             raise TreeError(
                 "to_state_dict(tree=...)",

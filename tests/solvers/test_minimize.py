@@ -387,6 +387,15 @@ def test_callback_sees_the_solution_so_far():
     assert list(values) == sorted(values, reverse=True)
 
 
+def test_a_callback_ends_the_run_by_true_alone():
+    solution = po.minimize(
+        rosenbrock, START, check_every=5, callback=lambda s: int(s.steps) >= 10
+    )
+    assert (int(solution.steps), int(solution.status)) == (10, po.Status.RUNNING)
+    on = po.minimize(rosenbrock, START, check_every=5, callback=lambda s: s.steps)
+    assert on.status == CONVERGED
+
+
 def test_progress_draws_a_bar():
     pytest.importorskip("tqdm")
     with redirect_stderr(io.StringIO()) as text:
@@ -422,8 +431,8 @@ def test_waits_for_the_device_once_in_check_every_steps(solver, check_every):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: po.minimize(START, rosenbrock), "floating-point tensors"),
-        (lambda: po.minimize("f", START), "The function comes first"),
+        (lambda: po.minimize(START, rosenbrock), "The function comes first"),
+        (lambda: po.minimize("f", START), "got `str`. The function comes first"),
         (lambda: po.minimize(rosenbrock, {}), "at least one tensor"),
         (lambda: po.minimize(rosenbrock, {"w": None}), "'w'.*absent"),
         (
@@ -438,7 +447,7 @@ def test_waits_for_the_device_once_in_check_every_steps(solver, check_every):
         (lambda: po.minimize(rosenbrock, START, gtol=abs), "gtol.*a number or a 0-d"),
         (
             lambda: po.minimize(quadratic, torch.ones(3), args=torch.ones(1, 3)),
-            r"args=...\)` must be a tuple.*got `Tensor`.*args=\(data,\)",
+            r"args=...\)` must be a tuple.*got a tensor of.*args=\(data,\)",
         ),
         (lambda: po.minimize(rosenbrock, torch.zeros(0)), "at least one number"),
         (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from pureopt._errors import HyperparameterError, PureoptError, TreeError
+from pureopt._errors import HyperparameterError, PureoptError, TreeError, told
 from pureopt._progress import progress_bar
 from pureopt._solution import Solution, Status
 from pureopt._tree import check_params, tree_items, tree_leaves, tree_map
@@ -51,7 +51,7 @@ def minimize(
     check_every: int = 10,
     compile: bool = False,  # noqa: A002
     progress: bool = False,
-    callback: Callable[[Solution[P]], None] | None = None,
+    callback: Callable[[Solution[P]], object] | None = None,
 ) -> Solution[P]:
     r"""Minimize ``fn(params, *args)`` from ``params``.
 
@@ -90,7 +90,8 @@ def minimize(
             the same configuration reuse it. ``fn``, and what it closes over, is kept
             alive for that until 32 other programs were compiled.
         progress: Whether to draw a progress bar (needs the extra ``progress``).
-        callback: Called after each look at the status with the solution so far.
+        callback: Called at each look at the status with the solution so far. If it
+            returns ``True``, the run ends there; lanes keep the status ``RUNNING``.
 
     Raises:
         TreeError: If ``params`` holds anything but floating tensors, ``fn`` does not
@@ -122,8 +123,8 @@ def minimize(
         run = tree_map(_own, programs.blank(params, args))
         for taken in range(max_steps):
             if taken and taken % check_every == 0:
-                if callback is not None:
-                    callback(_solution(run, run.best, 0))
+                if callback and callback(_solution(run, run.best, 0)) is True:
+                    return _solution(run, *programs.answer(run, args))
                 if not bool((run.status == Status.RUNNING).any()):
                     break
             run = step(run, args, tolerances)
@@ -267,31 +268,28 @@ def _scalar(value: Any) -> Tensor:
 
 
 def _check_arguments(fn: object, params: object, solver: object, args: object) -> None:
+    if not callable(fn):
+        hint = "The function comes first: `minimize(fn, params)`."
+        raise PureoptError(
+            "minimize(fn=...)", "be a function of `params`", told(fn), hint
+        )
     check_params("minimize(params=...)", params)
     if not any(leaf.numel() for leaf in tree_leaves(params)):
         raise TreeError(
             "minimize(params=...)", "hold at least one number", "only empty tensors"
         )
     if not isinstance(args, tuple | list):
+        hint = "Write `args=(data,)` for one argument."
         raise TreeError(
-            "minimize(args=...)",
-            "be a tuple of further arguments",
-            f"`{type(args).__name__}`",
-            "Write `args=(data,)` for one argument.",
-        )
-    if not callable(fn):
-        raise PureoptError(
-            "minimize(fn=...)",
-            "be a function of `params`",
-            f"`{type(fn).__name__}`",
-            "The function comes first: `minimize(fn, params)`.",
+            "minimize(args=...)", "be a tuple of further arguments", told(args), hint
         )
     if not isinstance(solver, Transform):
+        ours = isinstance(solver, type) and issubclass(solver, Transform)
         raise PureoptError(
             "minimize(solver=...)",
             "be a transform such as `LBFGS()` or `Adam(lr=0.1)`",
-            f"`{solver.__name__ if isinstance(solver, type) else type(solver).__name__}`",
-            "Pass an instance, not the class." if isinstance(solver, type) else "",
+            told(solver),
+            "Pass an instance, not the class." if ours else "",
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pureopt._errors import HyperparameterError
 from pureopt._tree import tree_map
 from pureopt._typing import Hyper, P, Scalar
-from pureopt.transforms._base import Additive, check_hyper, zero_step
+from pureopt.transforms._base import Additive, check_hyper, check_state, zero_step
 from pureopt.transforms._leaves import (
     bias_correction,
     decay,
@@ -104,6 +104,7 @@ class Adam(Additive):
         *,
         value: Tensor | None = None,  # noqa: ARG002
     ) -> tuple[P, AdamState]:
+        check_state("Adam.step(state=...)", state, AdamState, params, "mu", "nu")
         grads = decay(params, grads, self.weight_decay)
         direction, new_state = _direction(state, grads, self.betas, self.eps)
         return descend(direction, self.lr, state.step), new_state
@@ -164,6 +165,7 @@ class AdamW(Additive):
         *,
         value: Tensor | None = None,  # noqa: ARG002
     ) -> tuple[P, AdamState]:
+        check_state("AdamW.step(state=...)", state, AdamState, params, "mu", "nu")
         grads = widen(params, grads)
         direction, new_state = _direction(state, grads, self.betas, self.eps)
         if not is_zero(self.weight_decay):

@@ -17,6 +17,7 @@ from pureopt._errors import (
     HyperparameterError,
     PureoptError,
     TreeError,
+    told,
 )
 from pureopt._tree import check_like, check_params, tree_leaves, tree_map
 from pureopt._typing import Hyper, P, Scalar, State
@@ -160,9 +161,7 @@ def chain(*transforms: Transform) -> Transform:
 
 def _links(transform: Transform) -> tuple[Transform, ...]:
     if not isinstance(transform, Transform):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise CompositionError(
-            "a >> b", "compose transforms", f"`{type(transform).__name__}`"
-        )
+        raise CompositionError("a >> b", "compose transforms", told(transform))
     if isinstance(transform, AdditiveChain | Chain):
         return transform.links
     return (transform,)
@@ -289,7 +288,7 @@ def check_hyper(
                 where,
                 "be a 0-d floating-point tensor",
                 f"shape {tuple(value.shape)}, dtype {value.dtype}",
-                "Sweep many values with `torch.func.vmap`.",
+                "Sweep many values with `torch.func.vmap`." if value.dim() else "",
             )
     elif schedule and isinstance(value, Callable):
         return
@@ -300,6 +299,23 @@ def check_hyper(
     elif not low <= value < high or not math.isfinite(value):
         bound = "finite and >= 0" if high == math.inf else f"in [{low:g}, {high:g})"
         raise HyperparameterError(where, f"be {bound}", repr(value))
+
+
+def check_state(where: str, state: Any, kind: type, params: Any, *trees: str) -> None:
+    """Raise unless the state is one of ``kind`` whose fields ``trees`` match ``params``.
+
+    Raises:
+        TreeError: Says what it is, or names the first leaf that differs.
+    """
+    if not isinstance(state, kind):
+        raise TreeError(
+            where,
+            f"be the `{kind.__name__}` that `init` returns",
+            told(state),
+            "Begin with `state = optimizer.init(params)`.",
+        )
+    for name in trees:
+        check_like(f"{where}.{name}", getattr(state, name), params)
 
 
 def check_value(where: str, value: Tensor | None) -> Tensor:
@@ -328,13 +344,13 @@ def resolve(hyper: Hyper, step: Tensor) -> Scalar:
     if isinstance(hyper, Tensor) or not callable(hyper):
         return hyper
     value = hyper(step)
+    rule = "return a 0-d floating-point tensor"
     if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise PureoptError(
-            "schedule(step)",
-            "return a 0-d tensor",
-            f"`{type(value).__name__}`",
-            "Compute with torch functions of `step`, not with Python numbers.",
-        )
+        hint = "Compute with torch functions of `step`, not with Python numbers."
+        raise PureoptError("schedule(step)", rule, told(value), hint)
+    if value.dim() or not value.is_floating_point():
+        got = f"shape {tuple(value.shape)}, dtype {value.dtype}"
+        raise PureoptError("schedule(step)", rule, got)
     return value
 
 

@@ -11,7 +11,13 @@ from torch import Tensor
 from pureopt._errors import CompositionError, told
 from pureopt._tree import tree_map
 from pureopt._typing import P, Scalar, State
-from pureopt.transforms._base import Additive, Transform, check_hyper, zero_step
+from pureopt.transforms._base import (
+    Additive,
+    Transform,
+    check_hyper,
+    check_state,
+    zero_step,
+)
 from pureopt.transforms._leaves import copy
 
 
@@ -101,6 +107,7 @@ class EMA(Transform):
     def step(
         self, params: P, state: EMAState, grads: P, *, value: Tensor | None = None
     ) -> tuple[P, EMAState]:
+        check_state("EMA.step(state=...)", state, EMAState, params, "ema")
         params, inner = self.inner.step(params, state.inner, grads, value=value)
         ema = tree_map(
             # Not `d * e + (1 - d) * a`: where e = a, the average must stay exactly there.

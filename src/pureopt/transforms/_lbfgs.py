@@ -16,19 +16,24 @@ from pureopt._tree import (
     check_like,
     check_params,
     ravel,
-    tree_leaves,
     tree_map,
     tree_select,
     unravel,
 )
 from pureopt._typing import P, Scalar
-from pureopt.transforms._base import Transform, check_hyper, check_value
+from pureopt.transforms._base import (
+    Transform,
+    check_hyper,
+    check_state,
+    check_value,
+)
 from pureopt.transforms._quasi_newton import (
     Memory,
     accumulator,
     compact,
     dot,
     empty_memory,
+    flat,
     forget,
     inverse_product,
     norm,
@@ -196,7 +201,7 @@ class LBFGS(Transform):
     def init(self, params: object) -> LBFGSState:
         """The state before the first evaluation."""
         check_params("LBFGS.init(params=...)", params)
-        x = _ravel(params)
+        x = flat(params)
         form = self.direction or ("two_loop" if x.numel() <= SMALL else "compact")
         # `new_zeros`, not `zeros`: under vmap every state leaf has its own lanes.
         zero = x.new_zeros((), dtype=torch.int64)
@@ -235,7 +240,9 @@ class LBFGS(Transform):
         check_like("LBFGS.step(grads=...)", grads, params)
         value = check_value("LBFGS.step(value=...)", value)
         # Raveled in the order of the parameters, whatever that of the gradients.
-        x = _ravel(params)
+        check_state("LBFGS.step(state=...)", state, LBFGSState, params)
+        x = flat(params)
+        check_like("LBFGS.step(state=...).x", state.x, x, "the raveled `params`")
         g = ravel(tree_map(lambda _, g: g, params, grads), x.dtype)
         noise = self._noise(value, x) * state.value.abs()
         step = state.step + _running(state)
@@ -382,14 +389,6 @@ class LBFGS(Transform):
             memory=forget(state.memory, drop),
         )
         return kept, drop
-
-
-def _ravel(tree: object) -> Tensor:
-    """One vector in the widest dtype of the tree, float32 at least."""
-    dtype = torch.float32
-    for leaf in tree_leaves(tree):
-        dtype = torch.promote_types(dtype, leaf.dtype)
-    return ravel(tree, dtype)
 
 
 def _running(state: LBFGSState) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pureopt._tree import ravel, tree_leaves
 from pureopt._typing import Scalar
 
 
@@ -42,6 +43,14 @@ class Memory(NamedTuple):
     yy: Float[Tensor, "m *m"]
     pairs: Int[Tensor, ""]
     newest: Int[Tensor, ""]
+
+
+def flat(tree: object) -> Tensor:
+    """One vector in the widest dtype of the tree, float32 at least."""
+    dtype = torch.float32
+    for leaf in tree_leaves(tree):
+        dtype = torch.promote_types(dtype, leaf.dtype)
+    return ravel(tree, dtype)
 
 
 def accumulator(x: Tensor) -> torch.dtype:

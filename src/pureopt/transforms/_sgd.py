@@ -12,7 +12,7 @@ from torch import Tensor
 from pureopt._errors import HyperparameterError
 from pureopt._tree import tree_map
 from pureopt._typing import Hyper, P, Scalar
-from pureopt.transforms._base import Additive, check_hyper, zero_step
+from pureopt.transforms._base import Additive, check_hyper, check_state, zero_step
 from pureopt.transforms._leaves import decay, descend, is_zero, zeros
 
 
@@ -105,6 +105,8 @@ class SGD(Additive):
         *,
         value: Tensor | None = None,  # noqa: ARG002
     ) -> tuple[P, SGDState]:
+        moments = () if is_zero(self.momentum) else ("mu",)
+        check_state("SGD.step(state=...)", state, SGDState, params, *moments)
         grads = decay(params, grads, self.weight_decay)
         if is_zero(self.momentum):
             updates = descend(grads, self.lr, state.step)
