@@ -54,8 +54,9 @@ def logits(params, x):
 
 
 def loss_fn(params, x, y):
-    """Cross-entropy with a little weight decay on the last layer."""
-    decay = 1e-4 * params["head.weight"].square().sum()
+    """Cross-entropy with weight decay on the two layers that are not orthogonal."""
+    free = params["embed.weight"], params["head.weight"]
+    decay = 1e-3 * sum(weight.square().sum() for weight in free)
     return F.cross_entropy(logits(params, x), y) + decay
 
 
