@@ -221,7 +221,7 @@ def measure(*, quick: bool = False) -> Report:
         ),
         *(
             Row(
-                "lanes with |g| <= 1e-6",
+                "lanes with gradient <= 1e-6",
                 *(details[OURS]["solved"], name, details[name]["solved"]),
                 *(f">= {lanes}", "ours"),
             )

@@ -192,7 +192,7 @@ def _count_solved(
     }
     ours, *peers = solved
     name = str(dtype).removeprefix("torch.")
-    measure = f"{name} solved to |g| <= {TOLERANCE[dtype]:g}, of {len(runs[ours])}"
+    measure = f"{name} solved to gradient <= {TOLERANCE[dtype]:g}, of {len(runs[ours])}"
     return [
         Row(measure, solved[ours], peer, solved[peer], target * (i == 0), "ours")
         for i, peer in enumerate(peers)

@@ -115,3 +115,10 @@ def test_the_stored_results_are_of_a_whole_run_and_of_this_code():
         then = counts[problem.label]["evaluations"]
         # Other processors round otherwise, which moves a path by an evaluation or two.
         assert abs(now - then) <= 2 + 0.1 * then, problem.label
+
+
+def test_the_stored_table_is_a_table():
+    """A bar in a cell would break the row on the page that includes it."""
+    lines = RESULTS.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) > 20
+    assert {line.count("|") for line in lines} == {9}
