@@ -38,7 +38,7 @@ _REASONS = {
     Status.CONVERGED: "a tolerance was reached",
     Status.PRECISION_LIMITED: "the value no longer changes beyond its rounding error",
     Status.MAX_STEPS: "the budget of steps was spent",
-    Status.NON_FINITE: "the value or a gradient at the start is NaN or infinite",
+    Status.NON_FINITE: "the value or its gradient is NaN or infinite",
     Status.NO_DESCENT: "no smaller value was found along the negative gradient",
 }
 

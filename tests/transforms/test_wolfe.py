@@ -51,6 +51,21 @@ def test_reproduces_the_paper_cell_by_cell(table, column):
     assert float(point.t) == pytest.approx(table.steps[column], rel=5e-3)
 
 
+def next_step(base: Point, trial: Point) -> Tensor:
+    """Where a fresh search goes after its first trial."""
+    state, _, _ = advance(
+        start(base.f, base.slope, trial.t),
+        base,
+        trial,
+        c1=1e-4,
+        c2=0.9,
+        noise=0.0,
+        resolution=4 * EPS,
+        max_trials=20,
+    )
+    return state.t
+
+
 def test_lanes_search_side_by_side():
     phi = TABLES[0].phi
     starts = torch.tensor(STARTS, dtype=torch.float64)
@@ -123,17 +138,7 @@ def test_derivatives_are_finite_in_all_branches():
     def next_trial(numbers: Tensor) -> Tensor:
         t, f0, slope0, f, slope = numbers
         base = Point(torch.zeros_like(t), f0, slope0)
-        state, _, _ = advance(
-            start(f0, slope0, t),
-            base,
-            Point(t, f, slope),
-            c1=1e-4,
-            c2=0.9,
-            noise=0.0,
-            resolution=4 * EPS,
-            max_trials=20,
-        )
-        return state.t
+        return next_step(base, Point(t, f, slope))
 
     cases = [
         [1.0, 0.0, -1.0, 2.0, 3.0],  # case 1: higher
@@ -157,17 +162,7 @@ def test_case_1_derivative_against_differences():
 
     def next_trial(f: Tensor) -> Tensor:
         one = torch.ones((), dtype=torch.float64)
-        state, _, _ = advance(
-            start(0 * one, -one, one),
-            Point(0 * one, 0 * one, -one),
-            Point(one, f, 3 * one),
-            c1=1e-4,
-            c2=0.9,
-            noise=0.0,
-            resolution=4 * EPS,
-            max_trials=20,
-        )
-        return state.t
+        return next_step(Point(0 * one, 0 * one, -one), Point(one, f, 3 * one))
 
     f, h = torch.tensor(2.0, dtype=torch.float64), 1e-5
     difference = (next_trial(f + h) - next_trial(f - h)) / (2 * h)
