@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.optimize import minimize as scipy_minimize
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pureopt as po
+from benchmarks.syncs import SyncCounter
 
 F64 = torch.float64
 CONVERGED, MAX_STEPS = po.Status.CONVERGED, po.Status.MAX_STEPS
@@ -404,25 +404,14 @@ def test_progress_draws_a_bar():
     assert "value=" in text.getvalue()
 
 
-class _Syncs(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        words = ("_local_scalar_dense", "is_nonzero", "equal.default", "nonzero")
-        self.count += any(word in str(func) for word in words)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("check_every", [1, 4, 10, 1000])
 @pytest.mark.parametrize("solver", [po.LBFGS(), po.Adam(0.01)], ids=["lbfgs", "adam"])
 def test_waits_for_the_device_once_in_check_every_steps(solver, check_every):
-    with _Syncs() as syncs:
+    with SyncCounter() as syncs:
         solution = po.minimize(
             rosenbrock, START, solver, check_every=check_every, max_steps=100
         )
-    assert syncs.count <= math.ceil(int(solution.steps) / check_every)
+    assert syncs.total <= math.ceil(int(solution.steps) / check_every)
 
 
 # Wrong input
