@@ -102,6 +102,9 @@ class Transposed(Constraint):
     codomain = SEMI_ORTHOGONAL
     rule = "max|Y^T Y - I|"
 
+    def dim(self, shape: Any) -> int:
+        return Orthogonal().dim(shape)
+
     def radius(self, n: int, dtype: torch.dtype) -> float:
         return torch.inf
 
@@ -126,6 +129,9 @@ class Quarter(Constraint):
     domain = VECTOR
     codomain = ORTHOGONAL
     rule = "max(0, -Y_11)"
+
+    def dim(self, shape: Any) -> int:
+        return Orthogonal().dim(shape)
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
         return 1.0

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 from pureopt import ConstraintError
 from pureopt.constraints import Cayley, Orthogonal, OrthogonalStatic, Skew
-from tests.constraints.rows import haar, orthogonal_extremes
+from tests.constraints.rows_orthogonal import haar, orthogonal_extremes
 
 SHAPES = [(1, 1), (2, 2), (3, 3), (8, 8), (2, 1), (5, 3), (33, 8), (3, 5), (64, 64)]
 

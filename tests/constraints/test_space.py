@@ -12,7 +12,7 @@ from torch.func import grad, vmap
 from pureopt import ConstraintError, Space, TreeError, constrain
 from pureopt._tree import tree_leaves, tree_map
 from pureopt.constraints import Cayley, Orthogonal, Skew, Symmetric
-from tests.constraints.rows import haar
+from tests.constraints.rows_orthogonal import haar
 
 
 class Layer(NamedTuple):

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pureopt import ConstraintError
 from pureopt._tree import tree_leaves, tree_map
 from pureopt.constraints import Cayley, Skew, Symmetric
-from pureopt.constraints._base import scaled
+from pureopt.constraints._numeric import scaled
 from tests.constraints.rows import CONSTRAINTS, SIZES, ConstraintRow
 
 DTYPES = (torch.float32, torch.float64)

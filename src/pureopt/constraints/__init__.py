@@ -1,8 +1,8 @@
 """Constraints: maps from free numbers onto sets, each with a tested right inverse."""
 
-from pureopt.constraints._base import Chain as Chain
 from pureopt.constraints._base import Constraint as Constraint
 from pureopt.constraints._cayley import Cayley as Cayley
+from pureopt.constraints._chain import Chain as Chain
 from pureopt.constraints._domains import Domain as Domain
 from pureopt.constraints._orthogonal import Orthogonal as Orthogonal
 from pureopt.constraints._orthogonal import OrthogonalStatic as OrthogonalStatic

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, NoReturn, final
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pureopt._errors import CompositionError, ConstraintError
+from pureopt._errors import ConstraintError
+from pureopt._tree import tree_map
 from pureopt.constraints._domains import Domain
+from pureopt.constraints._numeric import max_abs, scaled
 
 
 class Constraint(ABC):
@@ -43,6 +46,31 @@ class Constraint(ABC):
     def codomain(self) -> Domain:
         """The set of constrained values."""
 
+    @property
+    def bijective(self) -> bool:
+        """Whether each chart is one-to-one onto a dense open part of the set.
+
+        Then a free value has exactly :meth:`dim` numbers.
+        """
+        return True
+
+    @abstractmethod
+    def dim(self, shape: Sequence[int]) -> int:
+        """The dimension of the set of values of the event shape ``shape``.
+
+        Raises:
+            ConstraintError: If there is no value of that shape.
+        """
+
+    def free_shape(self, shape: Sequence[int]) -> Any:
+        """The shape of the free value of a value of shape ``shape``.
+
+        Raises:
+            ConstraintError: If there is no value of that shape.
+        """
+        y = torch.empty(tuple(shape), device="meta")
+        return tree_map(lambda x: x.shape, self.right_inverse(y, self.bind(y)))
+
     @abstractmethod
     def radius(self, n: int, dtype: torch.dtype) -> float:
         """The largest ``max|x|`` for which feasibility and round trip hold to tolerance.
@@ -62,11 +90,12 @@ class Constraint(ABC):
         return ()
 
     @abstractmethod
-    def forward(self, x: Tensor, static: Any = ()) -> Tensor:
+    def forward(self, x: Any, static: Any = ()) -> Tensor:
         """The constrained value of the free value ``x``.
 
         Args:
-            x: An element of :attr:`domain`, any leading dimensions.
+            x: An element of :attr:`domain`, any leading dimensions; a tensor, or a tree
+                of tensors where the constraint says so.
             static: From :meth:`bind`; ``()`` is the standard chart.
 
         Raises:
@@ -74,7 +103,7 @@ class Constraint(ABC):
         """
 
     @abstractmethod
-    def right_inverse(self, y: Tensor, static: Any = ()) -> Tensor:
+    def right_inverse(self, y: Tensor, static: Any = ()) -> Any:
         """The free value whose :meth:`forward` is ``y``; NaN off the set or the chart.
 
         Args:
@@ -102,15 +131,53 @@ class Constraint(ABC):
         """Whether ``y`` is in the set up to rounding error; False for NaN."""
         return self.violation(y) <= self.tolerance(y)
 
+    def rounding(self, x: Any, y: Tensor) -> Float[Tensor, "*batch"]:
+        """The largest ``|forward(x) - y|`` that rounding explains, ``x`` made from ``y``.
+
+        By default ``20 eps sqrt(n) max(1, max|x|)``, the backward error of a solve of
+        size ``n`` with some roundings per entry that add up at random.
+        """
+        dims = self.codomain.event_dims
+        n = max(y.shape[y.dim() - dims :], default=1)
+        reach = max_abs(x, self.domain.event_dims).to(y.dtype).clamp(min=1)
+        return scaled(reach, 20 * math.sqrt(n) * torch.finfo(y.dtype).eps)
+
     def project(self, y: Tensor) -> Tensor:
         """The point of the set nearest to ``y`` in the Frobenius norm.
 
         Raises:
             ConstraintError: If this constraint has no projection.
         """
-        self._lacks("project", y)
+        del y
+        self._lacks("project")
 
-    def log_abs_det(self, x: Tensor, static: Any = ()) -> Float[Tensor, "*batch"]:
+    def sample(
+        self,
+        key: Int[Tensor, ""],
+        shape: Sequence[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Values drawn uniformly from the set.
+
+        Args:
+            key: A key, see :mod:`pureopt.random`.
+            shape: Leading dimensions, then the event shape.
+            dtype: A real floating dtype.
+
+        Raises:
+            ConstraintError: If the set has no uniform distribution.
+        """
+        del key, shape, dtype
+        self._lacks("sample")
+
+    def rebind(self, x: Any, static: Any = ()) -> tuple[Any, Any]:
+        """The same value in the chart around it: ``(x, static)``."""
+        y = self.forward(x, static)
+        static = self.bind(y)
+        return self.right_inverse(y, static), static
+
+    def log_abs_det(self, x: Any, static: Any = ()) -> Float[Tensor, "*batch"]:
         r"""Log volume ratio :math:`\tfrac12 \log\det(J^T J)`, a natural logarithm.
 
         ``J`` is the Jacobian of :meth:`forward` in isometric coordinates of the
@@ -119,184 +186,19 @@ class Constraint(ABC):
         Raises:
             ConstraintError: If this constraint has no closed form.
         """
-        del static
-        self._lacks("log_abs_det", x)
+        del x, static
+        self._lacks("log_abs_det")
 
-    def _lacks(self, method: str, value: Tensor) -> NoReturn:
+    def _lacks(self, method: str) -> NoReturn:
         raise ConstraintError(
             f"{self!r}.{method}(...)",
             f"be called on a constraint that implements `{method}`",
-            f"`{type(self).__name__}` with a tensor of shape {tuple(value.shape)}",
+            f"`{type(self).__name__}`",
         )
 
-    def __rshift__(self, other: Constraint) -> Chain:
+    def __rshift__(self, other: Constraint) -> Constraint:
         """``a >> b``: what ``a`` returns goes into ``b``."""
-        return Chain((*_links(self), *_links(other)))
+        # Not at the top: a chain is itself a constraint.
+        from pureopt.constraints._chain import Chain, links  # noqa: PLC0415
 
-
-def _links(constraint: Constraint) -> tuple[Constraint, ...]:
-    if not isinstance(constraint, Constraint):  # pyright: ignore[reportUnnecessaryIsInstance]
-        is_class = isinstance(constraint, type)
-        raise CompositionError(
-            "a >> b",
-            "compose constraints",
-            f"the class {constraint!r}" if is_class else f"`{constraint!r}`",
-            "Make an instance: `Skew() >> Cayley()`." if is_class else "",
-        )
-    return constraint.links if isinstance(constraint, Chain) else (constraint,)
-
-
-def _check_fit(left: Constraint, right: Constraint) -> None:
-    if right.domain.contains(left.codomain):
-        return
-    maker = right.domain.made_by
-    raise CompositionError(
-        f"{left!r} >> {right!r}",
-        f"hand {right.domain.words} to `{right!r}`",
-        f"{left.codomain.words} from `{left!r}`",
-        f"Write `{maker} >> {right!r}`."
-        if maker
-        else f"`{right!r}` can only be the first link.",
-    )
-
-
-@final
-@dataclass(frozen=True, repr=False)
-class Chain(Constraint):
-    """``a >> b``: constraints one after the other; its static is the tuple of theirs.
-
-    Raises:
-        CompositionError: If a link does not take what the one before it returns.
-
-    Example:
-        >>> import torch
-        >>> from pureopt.constraints import Cayley, Skew
-        >>> c = Skew() >> Cayley()
-        >>> c
-        Skew() >> Cayley()
-        >>> c.forward(torch.zeros(1))
-        tensor([[1., 0.],
-                [0., 1.]])
-    """
-
-    links: tuple[Constraint, ...]
-
-    def __post_init__(self) -> None:
-        for left, right in zip(self.links, self.links[1:], strict=False):
-            _check_fit(left, right)
-
-    def __repr__(self) -> str:
-        """The expression that makes it."""
-        return " >> ".join(map(repr, self.links))
-
-    @property
-    def domain(self) -> Domain:
-        """The domain of the first link."""
-        return self.links[0].domain
-
-    @property
-    def codomain(self) -> Domain:
-        """The codomain of the last link."""
-        return self.links[-1].codomain
-
-    @property
-    def rule(self) -> str:
-        """The rule of the last link."""
-        return self.links[-1].rule
-
-    def radius(self, n: int, dtype: torch.dtype) -> float:
-        """The smallest radius of the links."""
-        return min(link.radius(n, dtype) for link in self.links)
-
-    def bind(self, y: Tensor) -> tuple[Any, ...]:
-        """The statics of the links, found from the last link to the first."""
-        statics: list[Any] = []
-        for link in reversed(self.links):
-            statics.append(link.bind(y))
-            y = link.right_inverse(y, statics[-1])
-        return tuple(reversed(statics))
-
-    def forward(self, x: Tensor, static: Any = ()) -> Tensor:
-        """The links from first to last."""
-        for link, link_static in zip(self.links, self._statics(static), strict=True):
-            x = link.forward(x, link_static)
-        return x
-
-    def right_inverse(self, y: Tensor, static: Any = ()) -> Tensor:
-        """The right inverses from last to first."""
-        pairs = zip(self.links, self._statics(static), strict=True)
-        for link, link_static in reversed(tuple(pairs)):
-            y = link.right_inverse(y, link_static)
-        return y
-
-    def violation(self, y: Tensor) -> Float[Tensor, "*batch"]:
-        """The violation of the last link."""
-        return self.links[-1].violation(y)
-
-    def tolerance(self, y: Tensor) -> Float[Tensor, "*batch"]:
-        """The tolerance of the last link."""
-        return self.links[-1].tolerance(y)
-
-    def check(self, y: Tensor) -> Bool[Tensor, "*batch"]:
-        """Whether ``y`` is in the last set, and what it came from in the ones before."""
-        inside = self.links[-1].check(y)
-        for link, before in zip(self.links[:0:-1], self.links[-2::-1], strict=True):
-            y = link.right_inverse(y, link.bind(y))
-            inside = inside & before.check(y)
-        return inside
-
-    def project(self, y: Tensor) -> Tensor:
-        """The projection of the last link, if the links before it reach all it takes.
-
-        Raises:
-            ConstraintError: If they do not, or the last link has no projection.
-        """
-        for left, right in zip(self.links, self.links[1:], strict=False):
-            if left.codomain != right.domain:
-                self._lacks("project", y)
-        return self.links[-1].project(y)
-
-    def log_abs_det(self, x: Tensor, static: Any = ()) -> Float[Tensor, "*batch"]:
-        """The sum over the links, each at its own input."""
-        statics = self._statics(static)
-        total = self.links[0].log_abs_det(x, statics[0])
-        for i in range(1, len(self.links)):
-            x = self.links[i - 1].forward(x, statics[i - 1])
-            total = total + self.links[i].log_abs_det(x, statics[i])
-        return total
-
-    def _statics(self, static: Any) -> tuple[Any, ...]:
-        statics = tuple(static) or ((),) * len(self.links)
-        if len(statics) != len(self.links):
-            raise ConstraintError(
-                f"({self!r}).forward(static=...)",
-                f"be a tuple of {len(self.links)} statics, one per link",
-                f"{len(statics)}",
-                "Take it from `bind`.",
-            )
-        return statics
-
-
-def scaled(x: Tensor, factor: float) -> Tensor:
-    """``factor * x`` in the spelling that survives the compiler.
-
-    A compiled ``vmap(jacfwd)`` refuses a product with a number, and inductor drops the
-    ``alpha`` of ``torch.add`` where ``x`` is a matrix product (pytorch#167313 is alike).
-    """
-    return torch.sub(torch.zeros_like(x), x, alpha=-factor)
-
-
-def working(x: Tensor) -> Tensor:
-    """``x`` in the dtype of the linear algebra: at least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def or_nan(keep: Bool[Tensor, "*batch"], x: Tensor, event_dims: int) -> Tensor:
-    """``x`` where ``keep``, else NaN over the whole element."""
-    mask = keep.reshape(keep.shape + (1,) * event_dims)
-    return torch.where(mask, x, torch.full_like(x, torch.nan))
-
-
-def max_abs(y: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch"]:
-    """The largest modulus of each matrix."""
-    return y.abs().amax((-2, -1))
+        return Chain((*links(self), *links(other)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -10,8 +11,17 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from pureopt._errors import ConstraintError
-from pureopt.constraints._base import Constraint, max_abs, or_nan, scaled, working
+from pureopt.constraints._base import Constraint
 from pureopt.constraints._domains import ORTHOGONAL, SKEW, Domain
+from pureopt.constraints._numeric import (
+    identity,
+    inverse,
+    max_abs,
+    or_nan,
+    scaled,
+    working,
+    working_eps,
+)
 
 
 @final
@@ -58,6 +68,10 @@ class Cayley(Constraint):
     def rule(self) -> str:
         """The largest deviation from orthonormal columns."""
         return "max|Y^T Y - I|"
+
+    def dim(self, shape: Sequence[int]) -> int:
+        """``n (n - 1) / 2``."""
+        return shape[-1] * (shape[-1] - 1) // 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
         """``1 / sqrt(n eps)``, with the eps of at least float32.
@@ -130,9 +144,9 @@ def cayley_columns(
         Jauch, Hoff and Dunson, *Random orthogonal matrices and the Cayley transform*,
         Bernoulli 26(2), 1560-1586, 2020.
     """
-    eye = _identity(a)
-    inverse = _inverse(_gram(a, b))
-    q = torch.cat([inverse + inverse - eye, b @ inverse], -2)
+    eye = identity(a)
+    g = inverse(_gram(a, b))
+    q = torch.cat([g + g - eye, b @ g], -2)
     return q + scaled(q, 0.5) @ (eye - q.mT @ q)
 
 
@@ -145,12 +159,12 @@ def cayley_blocks(q: Float[Tensor, "*batch n k"]) -> tuple[Tensor, Tensor, Tenso
     ``(I + B^T B / 4) / 2``.
     """
     k = q.shape[-1]
-    inverse = _inverse(_identity(q) + q[..., :k, :])
-    a, b = scaled(inverse.mT - inverse, 2), scaled(q[..., k:, :], 2) @ inverse
+    g = inverse(identity(q) + q[..., :k, :])
+    a, b = scaled(g.mT - g, 2), scaled(q[..., k:, :], 2) @ g
     y = scaled(b, 0.5)
-    gap = inverse + inverse.mT - _identity(q) - y.mT @ y
+    gap = g + g.mT - identity(q) - y.mT @ y
     # Twice the largest entry off the chart, and only rounding errors of it inside.
-    return a, b, max_abs(gap) <= max_abs(inverse)
+    return a, b, max_abs(gap) <= max_abs(g)
 
 
 def cayley_log_abs_det(a: Tensor, b: Tensor) -> Float[Tensor, "*batch"]:
@@ -212,15 +226,10 @@ def check_signs(where: str, signs: Any, shape: torch.Size) -> None:
     )
 
 
-def working_eps(dtype: torch.dtype) -> float:
-    """The eps of the dtype that the linear algebra runs in."""
-    return torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-
-
 def orthonormality_error(y: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch"]:
     """``max|Y^T Y - I|``, in at least float32."""
     q = working(y)
-    return max_abs(q.mT @ q - _identity(q))
+    return max_abs(q.mT @ q - identity(q))
 
 
 def orthonormality_tolerance(y: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch"]:
@@ -245,15 +254,4 @@ def polar_factor(y: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch n k"]:
 def _gram(a: Tensor, b: Tensor) -> Tensor:
     """``G = I + B^T B / 4 - A / 2``."""
     y = scaled(b, 0.5)
-    return _identity(a) - scaled(a, 0.5) + y.mT @ y
-
-
-def _identity(a: Tensor) -> Tensor:
-    return torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-
-
-def _inverse(a: Float[Tensor, "*batch k k"]) -> Float[Tensor, "*batch k k"]:
-    # lu_solve, because linalg.solve and inv have wrong or slower second derivatives;
-    # lu_factor_ex, because lu_factor raises for all if one element is singular.
-    lu, pivots, _ = torch.linalg.lu_factor_ex(a)
-    return torch.linalg.lu_solve(lu, pivots, _identity(a))
+    return identity(a) - scaled(a, 0.5) + y.mT @ y

@@ -21,6 +21,8 @@ class Domain:
         event_dims: How many trailing dimensions one element has.
         square: Whether the two trailing dimensions must be equal.
         made_by: The constraint that reaches this set from a vector; ``""`` for vectors.
+        whole: Whether it has all values of its shape, so that it also contains the
+            tensors of that shape whose entries are in any set of numbers.
         inside: The next larger sets.
 
     Example:
@@ -35,11 +37,16 @@ class Domain:
     event_dims: int
     square: bool = False
     made_by: str = ""
+    whole: bool = False
     inside: tuple[Domain, ...] = ()
 
     def contains(self, other: Domain) -> bool:
         """Whether every element of ``other`` is in this set."""
-        return self == other or any(self.contains(larger) for larger in other.inside)
+        return (self.whole and other.event_dims == 0) or self in other._larger()
+
+    def _larger(self) -> set[Domain]:
+        """This set and all that are said to contain it."""
+        return {self}.union(*(larger._larger() for larger in self.inside))
 
     def require(self, where: str, value: Tensor) -> None:
         """Raise unless ``value`` is a floating tensor with a shape of this set.
@@ -72,18 +79,34 @@ class Domain:
             )
 
 
-VECTOR = Domain("a vector of free numbers", "(..., d)", 1)
+REAL = Domain("a real number", "(...)", 0)
+VECTOR = Domain("a vector", "(..., d)", 1, whole=True, inside=(REAL,))
+MATRIX = Domain("a matrix", "(..., n, k)", 2, whole=True, inside=(REAL,))
+SQUARE = Domain(
+    "a square matrix", "(..., n, n)", 2, square=True, whole=True, inside=(MATRIX,)
+)
 SYMMETRIC = Domain(
-    "a symmetric matrix", "(..., n, n)", 2, square=True, made_by="Symmetric()"
+    "a symmetric matrix",
+    "(..., n, n)",
+    2,
+    square=True,
+    made_by="Symmetric()",
+    inside=(SQUARE,),
 )
 SKEW = Domain(
-    "a skew-symmetric matrix", "(..., n, n)", 2, square=True, made_by="Skew()"
+    "a skew-symmetric matrix",
+    "(..., n, n)",
+    2,
+    square=True,
+    made_by="Skew()",
+    inside=(SQUARE,),
 )
 SEMI_ORTHOGONAL = Domain(
     "a matrix with orthonormal columns (rows, if it is wide)",
     "(..., n, k)",
     2,
     made_by="Orthogonal()",
+    inside=(MATRIX,),
 )
 ORTHOGONAL = Domain(
     "an orthogonal matrix",
@@ -91,5 +114,5 @@ ORTHOGONAL = Domain(
     2,
     square=True,
     made_by="Orthogonal()",
-    inside=(SEMI_ORTHOGONAL,),
+    inside=(SEMI_ORTHOGONAL, SQUARE),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from pureopt._errors import ConstraintError
-from pureopt.constraints._base import Constraint, max_abs, or_nan, working
+from pureopt.constraints._base import Constraint
 from pureopt.constraints._cayley import (
     cayley_blocks,
     cayley_columns,
@@ -21,9 +22,16 @@ from pureopt.constraints._cayley import (
     orthonormality_error,
     orthonormality_tolerance,
     polar_factor,
-    working_eps,
 )
 from pureopt.constraints._domains import SEMI_ORTHOGONAL, VECTOR, Domain
+from pureopt.constraints._numeric import (
+    max_abs,
+    or_nan,
+    shape_of,
+    tall,
+    working,
+    working_eps,
+)
 from pureopt.constraints._skew import pack, unpack
 
 
@@ -94,6 +102,11 @@ class Orthogonal(Constraint):
         """The largest deviation from orthonormal columns, or rows."""
         return "max|Y^T Y - I| (Y Y^T if wide)"
 
+    def dim(self, shape: Sequence[int]) -> int:
+        """``n k - k (k + 1) / 2``."""
+        n, k = max(shape[-2:]), min(shape[-2:])
+        return n * k - k * (k + 1) // 2
+
     def radius(self, n: int, dtype: torch.dtype) -> float:
         """``eps^(-1/4)``, with the eps of at least float32: 54 there, 8192 in float64.
 
@@ -106,8 +119,8 @@ class Orthogonal(Constraint):
     def bind(self, y: Float[Tensor, "*batch rows columns"]) -> OrthogonalStatic:
         """The signs of the chart around ``y``, and its shape."""
         SEMI_ORTHOGONAL.require("Orthogonal.bind(y)", y)
-        signs = chart_signs(working(_tall(y)))
-        return OrthogonalStatic(signs, y.new_empty((*y.shape, 0), dtype=torch.int8))
+        signs = chart_signs(working(tall(y)))
+        return OrthogonalStatic(signs, shape_of(y))
 
     def forward(
         self, x: Float[Tensor, "*batch d"], static: Any = ()
@@ -122,7 +135,7 @@ class Orthogonal(Constraint):
     ) -> Float[Tensor, "*batch d"]:
         """The free vector; NaN where ``y`` is not orthogonal or not in the chart."""
         SEMI_ORTHOGONAL.require("Orthogonal.right_inverse(y)", y)
-        q = _tall(working(y))
+        q = tall(working(y))
         signs = static.signs if isinstance(static, OrthogonalStatic) else static
         check_signs(
             "Orthogonal.right_inverse(static=...)",
@@ -139,7 +152,7 @@ class Orthogonal(Constraint):
     ) -> Float[Tensor, "*batch"]:
         """The largest deviation from orthonormal columns, or rows."""
         SEMI_ORTHOGONAL.require("Orthogonal(y)", y)
-        return orthonormality_error(_tall(y))
+        return orthonormality_error(tall(y))
 
     def tolerance(
         self, y: Float[Tensor, "*batch rows columns"]
@@ -161,10 +174,6 @@ class Orthogonal(Constraint):
         rows, columns, _ = _chart("Orthogonal.log_abs_det", x, static)
         blocks = _blocks(working(x), rows, columns)
         return cayley_log_abs_det(*blocks).to(x.dtype)
-
-
-def _tall(y: Tensor) -> Tensor:
-    return y if y.shape[-2] >= y.shape[-1] else y.mT
 
 
 def _blocks(x: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:

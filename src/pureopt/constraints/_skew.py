@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pureopt._errors import ConstraintError
-from pureopt.constraints._base import Constraint, max_abs, or_nan, scaled
+from pureopt.constraints._base import Constraint
 from pureopt.constraints._domains import SKEW, VECTOR, Domain
+from pureopt.constraints._numeric import max_abs, or_nan, scaled
 
 _SQRT2 = math.sqrt(2.0)
 
@@ -52,6 +54,10 @@ class Skew(Constraint):
     def rule(self) -> str:
         """The largest symmetric part."""
         return "max|Y + Y^T|"
+
+    def dim(self, shape: Sequence[int]) -> int:
+        """``n (n - 1) / 2``."""
+        return shape[-1] * (shape[-1] - 1) // 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
         """All but overflow."""

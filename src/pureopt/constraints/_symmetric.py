@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -12,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pureopt._errors import ConstraintError
-from pureopt.constraints._base import Constraint, max_abs, or_nan, scaled
+from pureopt.constraints._base import Constraint
 from pureopt.constraints._domains import SYMMETRIC, VECTOR, Domain
+from pureopt.constraints._numeric import max_abs, or_nan, scaled
 
 _SQRT2 = math.sqrt(2.0)
 
@@ -51,6 +53,10 @@ class Symmetric(Constraint):
     def rule(self) -> str:
         """The largest asymmetry."""
         return "max|Y - Y^T|"
+
+    def dim(self, shape: Sequence[int]) -> int:
+        """``n (n + 1) / 2``."""
+        return shape[-1] * (shape[-1] + 1) // 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
         """All but overflow."""
