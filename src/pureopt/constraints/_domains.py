@@ -42,11 +42,7 @@ class Domain:
 
     def contains(self, other: Domain) -> bool:
         """Whether every element of ``other`` is in this set."""
-        return (self.whole and other.event_dims == 0) or self in other._larger()
-
-    def _larger(self) -> set[Domain]:
-        """This set and all that are said to contain it."""
-        return {self}.union(*(larger._larger() for larger in self.inside))
+        return (self.whole and other.event_dims == 0) or self in _larger(other)
 
     def require(self, where: str, value: Tensor) -> None:
         """Raise unless ``value`` is a floating tensor with a shape of this set.
@@ -77,6 +73,11 @@ class Domain:
                 f"have a shape {self.shape} with every size at least 1, as {self.words}",
                 str(tuple(value.shape)),
             )
+
+
+def _larger(domain: Domain) -> set[Domain]:
+    """The set itself and all that are said to contain it."""
+    return {domain}.union(*map(_larger, domain.inside))
 
 
 REAL = Domain("a real number", "(...)", 0)
