@@ -189,6 +189,14 @@ class Constraint(ABC):
         del x, static
         self._lacks("log_abs_det")
 
+    def offers(self, method: str) -> bool:
+        """Whether this constraint has the optional method of that name.
+
+        Args:
+            method: ``"project"``, ``"sample"`` or ``"log_abs_det"``.
+        """
+        return getattr(type(self), method) is not getattr(Constraint, method)
+
     def _lacks(self, method: str) -> NoReturn:
         raise ConstraintError(
             f"{self!r}.{method}(...)",

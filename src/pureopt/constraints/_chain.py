@@ -132,15 +132,24 @@ class Chain(Constraint):
             inside = inside & self._over(_all, before.check(y), y)
         return inside
 
+    def offers(self, method: str) -> bool:
+        """Whether all links have ``log_abs_det``; for the others see :meth:`project`."""
+        if method == "log_abs_det":
+            return all(link.offers(method) for link in self.links)
+        reached = all(
+            left.codomain == right.domain
+            for left, right in zip(self.links, self.links[1:], strict=False)
+        )
+        return reached and self.links[-1].offers(method)
+
     def project(self, y: Tensor) -> Tensor:
         """The projection of the last link, if the links before it reach all it takes.
 
         Raises:
             ConstraintError: If they do not, or the last link has no projection.
         """
-        for left, right in zip(self.links, self.links[1:], strict=False):
-            if left.codomain != right.domain:
-                self._lacks("project")
+        if not self.offers("project"):
+            self._lacks("project")
         return self.links[-1].project(y)
 
     def sample(
@@ -155,9 +164,8 @@ class Chain(Constraint):
         Raises:
             ConstraintError: If they do not, or the last link has no sample.
         """
-        for left, right in zip(self.links, self.links[1:], strict=False):
-            if left.codomain != right.domain:
-                self._lacks("sample")
+        if not self.offers("sample"):
+            self._lacks("sample")
         return self.links[-1].sample(key, shape, dtype=dtype)
 
     def log_abs_det(self, x: Any, static: Any = ()) -> Float[Tensor, "*batch"]:

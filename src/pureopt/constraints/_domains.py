@@ -86,6 +86,14 @@ MATRIX = Domain("a matrix", "(..., n, k)", 2, whole=True, inside=(REAL,))
 SQUARE = Domain(
     "a square matrix", "(..., n, n)", 2, square=True, whole=True, inside=(MATRIX,)
 )
+INVERTIBLE = Domain(
+    "an invertible matrix",
+    "(..., n, n)",
+    2,
+    square=True,
+    made_by="Invertible()",
+    inside=(SQUARE,),
+)
 SYMMETRIC = Domain(
     "a symmetric matrix",
     "(..., n, n)",
@@ -115,5 +123,5 @@ ORTHOGONAL = Domain(
     2,
     square=True,
     made_by="Orthogonal()",
-    inside=(SEMI_ORTHOGONAL, SQUARE),
+    inside=(SEMI_ORTHOGONAL, INVERTIBLE),
 )
