@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import pureopt as po
+from pureopt import testing
 from tests import tables
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,7 @@ MODULES = {
     "pureopt.constraints": po.constraints,
     "pureopt.entropy": po.entropy,
     "pureopt.random": po.random,
+    "pureopt.testing": testing,
 }
 
 

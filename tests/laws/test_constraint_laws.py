@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pureopt as po
 from pureopt import ConstraintError
 from pureopt._tree import ravel, tree_leaves, tree_map
-from pureopt.testing import INVARIANTS, Case, Probe
+from pureopt.testing import Case, Probe
 from pureopt.testing._cases import prepare
+from pureopt.testing._check import INVARIANTS
 from tests.constraints.rows import CONSTRAINTS, SIZES, ConstraintRow
 
 DTYPES = (torch.float32, torch.float64)

@@ -91,6 +91,13 @@ class Probe:
         packed: What makes the free value of a vector where the domain is a set of
             matrices with a structure; ``None`` where free numbers are entries.
         outside: Values that are not in the set, as float64 without leading dimensions.
+
+    Example:
+        >>> import torch
+        >>> from pureopt.constraints import Skew
+        >>> probe = Probe(Skew(), Case((2, 2)), torch.zeros(2, 2))
+        >>> probe.x
+        tensor([0.])
     """
 
     constraint: Constraint

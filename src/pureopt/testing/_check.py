@@ -30,8 +30,9 @@ class Invariant:
         batched: Whether it needs leading dimensions.
 
     Example:
-        >>> from pureopt.testing import INVARIANTS
-        >>> [i.name for i in INVARIANTS][:3]
+        >>> from pureopt.constraints import Skew
+        >>> from pureopt.testing import check_constraint
+        >>> [finding.invariant.name for finding in check_constraint(Skew()).findings][:3]
         ['feasibility', 'round trip', 'inverse']
     """
 

@@ -121,7 +121,7 @@ def composition(probe: Probe) -> Iterator[Measured]:
     c = probe.constraint
     for left, right in ((_Stranger(), c), (c, _Stranger())):
         try:
-            left >> right
+            _ = left >> right
         except CompositionError:
             refused = True
         else:
@@ -247,9 +247,17 @@ _STRANGE = Domain("a tensor of another world", "(..., d)", 1)
 class _Stranger(Constraint):
     """A constraint that fits nowhere."""
 
-    domain = _STRANGE
-    codomain = _STRANGE
-    rule = "nothing"
+    @property
+    def domain(self) -> Domain:
+        return _STRANGE
+
+    @property
+    def codomain(self) -> Domain:
+        return _STRANGE
+
+    @property
+    def rule(self) -> str:
+        return "nothing"
 
     def dim(self, shape: Sequence[int]) -> int:
         return shape[-1]
