@@ -13,6 +13,7 @@ import pytest
 
 import pureopt as po
 from pureopt import testing
+from pureopt.interop import torch as interop
 from tests import tables
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,7 @@ MODULES = {
     "pureopt": po,
     "pureopt.constraints": po.constraints,
     "pureopt.entropy": po.entropy,
+    "pureopt.interop.torch": interop,
     "pureopt.random": po.random,
     "pureopt.testing": testing,
 }
