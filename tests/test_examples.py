@@ -48,3 +48,24 @@ def test_bowl():
     }
     assert min(least, key=least.get) == "L-BFGS"
     assert least["L-BFGS"] < 1e-6
+
+
+@pytest.mark.slow
+def test_orthogonal_rnn():
+    text = run("orthogonal_rnn.py")
+    assert number(text, "orthogonal test accuracy") >= 0.93
+    assert number(text, "orthogonal max |W W^T - I|") < 1e-5
+    assert number(text, "free max |W W^T - I|") > 1e-2
+    assert (EXAMPLES / "output" / "orthogonal_rnn.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_procrustes_pca():
+    text = run("procrustes_pca.py")
+    assert number(text, "relative gap") < 1e-3
+    optimum = number(text, "Procrustes optimum")
+    assert number(text, "the other component") > 1.1 * optimum
+    gap = re.search(r"^L-BFGS +gap ([\d.e+-]+)", text, re.MULTILINE)
+    assert gap
+    assert abs(float(gap[1])) < 1e-12
+    assert (EXAMPLES / "output" / "procrustes_pca.png").stat().st_size > 10_000
