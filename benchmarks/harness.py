@@ -19,7 +19,7 @@ import torch
 
 PACKAGES = (
     *("pureopt", "torch", "numpy", "scipy", "jax", "jaxlib"),
-    *("jaxopt", "optax", "optimistix", "equinox", "lineax", "optree"),
+    *("jaxopt", "optax", "optimistix", "equinox", "lineax", "optree", "geotorch"),
 )
 
 

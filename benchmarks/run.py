@@ -15,7 +15,15 @@ from typing import Any
 
 from benchmarks.harness import Row, arguments, progress, table
 
-PIECES = ("mgh_bench", "fits", "directions", "adam", "syncs", "import_time")
+PIECES = (
+    "mgh_bench",
+    "fits",
+    "directions",
+    "adam",
+    "constraint_maps",
+    "syncs",
+    "import_time",
+)
 RESULTS = Path(__file__).parent / "results.json"
 
 
