@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pureopt.constraints import Cayley, Chain, Orthogonal, Skew
+from pureopt.constraints import (
+    Cayley,
+    Chain,
+    Exponential,
+    Householder,
+    MatrixExponential,
+    Orthogonal,
+    OrthogonalMap,
+    SignedCayley,
+    Skew,
+    SpecialOrthogonal,
+)
 from tests.constraints.row import ConstraintRow, randn, square
 
 EXTRA = 4  # how much longer than wide the rectangles are
@@ -48,6 +59,70 @@ def stiefel_dim(n: int) -> int:
     return (n + EXTRA) * n - n * (n + 1) // 2
 
 
+def rotations(n: int, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Uniform on SO(n): each determinant multiplies the first column."""
+    q = haar(n, batch, generator)
+    det = torch.linalg.det(q)[..., None, None]
+    return torch.cat([q[..., :1] * det.sign(), q[..., 1:]], -1)
+
+
+def rotation_extremes(n: int) -> list[Tensor]:
+    return [y for y in orthogonal_extremes(n) if torch.linalg.det(y) > 0]
+
+
+def reflections(n: int) -> list[Tensor]:
+    return [y for y in orthogonal_extremes(n) if torch.linalg.det(y) < 0]
+
+
+def orthogonal(name: str, by: OrthogonalMap) -> list[ConstraintRow]:
+    """The rows of a map: square, tall, wide."""
+    return [
+        ConstraintRow(
+            name,
+            "constraints.Orthogonal",
+            lambda: Orthogonal(by),
+            square,
+            haar,
+            orthogonal_extremes,
+            lambda n: beside(n, n),
+            rotations_dim,
+        ),
+        ConstraintRow(
+            f"{name}, tall",
+            "constraints.Orthogonal",
+            lambda: Orthogonal(by),
+            lambda n: (n + EXTRA, n),
+            lambda n, batch, generator: haar(n + EXTRA, batch, generator)[..., :n],
+            lambda n: [y[:, :n] for y in orthogonal_extremes(n + EXTRA)],
+            lambda n: beside(n + EXTRA, n),
+            stiefel_dim,
+        ),
+        ConstraintRow(
+            f"{name}, wide",
+            "constraints.Orthogonal",
+            lambda: Orthogonal(by),
+            lambda n: (n, n + EXTRA),
+            lambda n, batch, generator: haar(n + EXTRA, batch, generator)[..., :n, :],
+            lambda n: [y[:n] for y in orthogonal_extremes(n + EXTRA)],
+            lambda n: beside(n, n + EXTRA),
+            stiefel_dim,
+        ),
+    ]
+
+
+def special(name: str, by: OrthogonalMap) -> ConstraintRow:
+    return ConstraintRow(
+        name,
+        "constraints.SpecialOrthogonal",
+        lambda: SpecialOrthogonal(by),
+        square,
+        rotations,
+        rotation_extremes,
+        lambda n: [*beside(n, n), *reflections(n)],
+        rotations_dim,
+    )
+
+
 ROWS = [
     ConstraintRow(
         "cayley",
@@ -71,33 +146,19 @@ ROWS = [
         rotations_dim,
     ),
     ConstraintRow(
-        "orthogonal",
-        "constraints.Orthogonal",
-        Orthogonal,
+        "matrix exponential",
+        "constraints.MatrixExponential",
+        MatrixExponential,
         square,
         haar,
         orthogonal_extremes,
         lambda n: beside(n, n),
         rotations_dim,
+        packed=Skew,
     ),
-    ConstraintRow(
-        "orthogonal, tall",
-        "constraints.Orthogonal",
-        Orthogonal,
-        lambda n: (n + EXTRA, n),
-        lambda n, batch, generator: haar(n + EXTRA, batch, generator)[..., :n],
-        lambda n: [y[:, :n] for y in orthogonal_extremes(n + EXTRA)],
-        lambda n: beside(n + EXTRA, n),
-        stiefel_dim,
-    ),
-    ConstraintRow(
-        "orthogonal, wide",
-        "constraints.Orthogonal",
-        Orthogonal,
-        lambda n: (n, n + EXTRA),
-        lambda n, batch, generator: haar(n + EXTRA, batch, generator)[..., :n, :],
-        lambda n: [y[:n] for y in orthogonal_extremes(n + EXTRA)],
-        lambda n: beside(n, n + EXTRA),
-        stiefel_dim,
-    ),
+    *orthogonal("orthogonal", SignedCayley()),
+    *orthogonal("orthogonal, exponential", Exponential()),
+    *orthogonal("orthogonal, householder", Householder()),
+    special("special orthogonal", SignedCayley()),
+    special("special orthogonal, exponential", Exponential()),
 ]

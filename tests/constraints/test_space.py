@@ -3,21 +3,61 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch.func import grad, vmap
 
-from pureopt import ConstraintError, Space, TreeError, constrain
+from pureopt import SGD, ConstraintError, Space, TreeError, constrain, make_step
 from pureopt._tree import tree_leaves, tree_map
-from pureopt.constraints import Cayley, Orthogonal, Skew, Symmetric
+from pureopt.constraints import (
+    Box,
+    Cayley,
+    Constraint,
+    Masked,
+    Orthogonal,
+    Product,
+    SimplexSoftmax,
+    Skew,
+    Sphere,
+    Symmetric,
+    WeightNorm,
+    WeightNormParts,
+)
 from tests.constraints.rows_orthogonal import haar
 
 
 class Layer(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Unprojected(Constraint):
+    """Vectors that begin with 1, by a constraint of a user's own."""
+
+    domain = codomain = Sphere().codomain
+    rule = "|y_1 - 1|"
+
+    def dim(self, shape):
+        return shape[-1] - 1
+
+    def radius(self, n, dtype):
+        return 1e30
+
+    def forward(self, x, static=()):
+        return torch.cat([torch.ones_like(x[..., :1]), x], -1)
+
+    def right_inverse(self, y, static=()):
+        return y[..., 1:].clone()
+
+    def violation(self, y):
+        return (y[..., 0] - 1).abs()
+
+    def tolerance(self, y):
+        return torch.zeros_like(y[..., 0])
 
 
 def orthogonal(n, k, seed=0):
@@ -113,15 +153,43 @@ def test_the_repr_lists_what_is_constrained():
     space = constrain(model(), {"layers.*.weight": Orthogonal()})
     assert repr(space) == (
         "Space(23 free numbers)\n"
-        "  layers.0.weight: Orthogonal(), (4, 4) from (6,)\n"
-        "  layers.0.bias: free, (4,)\n"
-        "  layers.1.weight: Orthogonal(), (2, 4) from (5,)\n"
-        "  layers.1.bias: free, (2,)\n"
-        "  head.weight: free, (3, 2)"
+        "path             shape   dim  constraint\n"
+        "layers.0.weight  (4, 4)  6    Orthogonal(), static (signs: int8 (4,))\n"
+        "layers.0.bias    (4,)    4    free\n"
+        "layers.1.weight  (2, 4)  5    Orthogonal(), static (signs: int8 (2,))\n"
+        "layers.1.bias    (2,)    2    free\n"
+        "head.weight      (3, 2)  6    free"
     )
     assert repr(constrain(torch.eye(2), Orthogonal())) == (
-        "Space(1 free numbers)\n  Orthogonal(), (2, 2) from (1,)"
+        "Space(1 free numbers)\n"
+        "shape   dim  constraint\n"
+        "(2, 2)  1    Orthogonal(), static (signs: int8 (2,))"
     )
+
+
+def test_the_repr_counts_batches_and_redundant_numbers_and_stays_on_its_lines():
+    params = {
+        "kernels": haar(3, (2, 5), torch.Generator().manual_seed(0)),
+        "p": torch.full((4, 3), 1 / 3),
+        "w": torch.ones(2, 2),
+        "mask": torch.ones(20, 30),
+    }
+    spec = {
+        "kernels": Skew() >> Cayley(),
+        "p": SimplexSoftmax(),
+        "w": WeightNorm(),
+        "mask": Masked(torch.ones(20, 30, dtype=torch.bool)),
+    }
+    lines = repr(constrain(params, spec)).splitlines()
+    assert lines[0] == "Space(648 free numbers)"  # 2 * 5 * 3 + 4 * 3 + 2 + 4 + 600
+    assert lines[2].split()[:5] == ["kernels", "(2,", "5,", "3,", "3)"]
+    assert "  30       Skew() >> Cayley(), static (1: int8 (2, 5, 3))" in lines[2]
+    assert "  8 of 12  SimplexSoftmax()" in lines[3]
+    assert "  4 of 6   WeightNorm(axis=-2)" in lines[4]
+    # The mask has 600 entries; an error or a log wants one line.
+    assert len(lines) == 6
+    assert "  600      Masked(" in lines[5]
+    assert max(map(len, lines)) <= 120
 
 
 def test_a_space_is_frozen():
@@ -181,6 +249,73 @@ def test_a_space_compiles_and_differentiates():
         # The same kernels in the same order: a few float32 roundings.
         assert bool(a.any())
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def weight_norm_space():
+    """A leaf whose free value is itself a tree, before and after other leaves."""
+    w = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    params = {"a": torch.zeros(1), "layer": Layer(w, torch.ones(2)), "q": torch.eye(3)}
+    return params, constrain(params, {"layer.weight": WeightNorm(), "q": Orthogonal()})
+
+
+def test_a_free_value_may_be_a_tree():
+    params, space = weight_norm_space()
+    parts = space.free["layer"].weight
+    assert isinstance(parts, WeightNormParts)
+    assert torch.equal(parts.magnitude, torch.tensor([5.0, 2.0]))
+    assert all(leaf.is_contiguous() for leaf in tree_leaves(space.free))
+    back = space.forward(space.free)
+    assert isinstance(back["layer"], Layer)
+    for a, b in zip(tree_leaves(back), tree_leaves(params), strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-6)  # a few float32 roundings
+    again = space.right_inverse(back)
+    for a, b in zip(tree_leaves(again), tree_leaves(space.free), strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-6)  # as above
+    assert list(space.static) == ["layer.weight", "q"]
+
+
+def test_a_tree_of_free_values_trains_under_vmap_and_says_what_does_not_fit():
+    params, space = weight_norm_space()
+    free, static = stacked([space, space])
+    out = vmap(space.forward)(free, static)
+    assert out["layer"].weight.shape == (2, 2, 2)
+    step = make_step(lambda p: p["layer"].weight.square().sum(), SGD(0.1), space=space)
+    carry, _ = step(step.init(params))
+    # d |g v/|v||^2 = 2 g dg: only magnitudes have a gradient.
+    want = torch.tensor([4.0, 1.6])
+    assert torch.allclose(carry.free["layer"].weight.magnitude, want, rtol=1e-6)
+    direction = carry.free["layer"].weight.direction
+    assert torch.allclose(direction, space.free["layer"].weight.direction, atol=1e-6)
+
+    def swapped(**parts):
+        weight = space.free["layer"].weight._replace(**parts)
+        return {**space.free, "layer": space.free["layer"]._replace(weight=weight)}
+
+    with pytest.raises(ConstraintError, match=r"free\['layer.weight.magnitude'\]"):
+        space.forward(swapped(magnitude=torch.ones(3)))
+    with pytest.raises(ConstraintError, match="be stacked as its static is"):
+        space.forward(swapped(magnitude=torch.ones(4, 2)))
+    with pytest.raises(TreeError, match=r"`NoneType` at 'layer.weight.direction'"):
+        space.forward(swapped(direction=None))
+    with pytest.raises(TreeError, match=r"a difference at 'layer.weight"):
+        space.forward({**space.free, "layer": params["layer"]})
+    with pytest.raises(TreeError, match=r"hold only tensors.*'layer.weight'"):
+        space.right_inverse(space.free)
+
+
+def test_a_product_is_a_spec_of_its_leaves():
+    params = {"a": {"w": torch.eye(2), "[*]": torch.eye(2)}, "b": torch.eye(2)}
+    parts = Product({"w": Orthogonal(), "[*]": Symmetric()})
+    assert constrain(params, {"a": parts}).constraints == {
+        "a.w": Orthogonal(),
+        "a.[*]": Symmetric(),
+    }
+    whole = constrain(params, Product({"a": parts}))
+    assert list(whole.constraints) == ["a.w", "a.[*]"]
+    pair = constrain((torch.eye(2), torch.eye(2)), Product((Orthogonal(), Symmetric())))
+    assert pair.constraints == {"0": Orthogonal(), "1": Symmetric()}
+    with pytest.raises(ConstraintError, match="match the path of a leaf"):
+        constrain(params, Product({"c": Orthogonal()}))
 
 
 def test_training_moves_along_the_set():
@@ -251,6 +386,42 @@ def test_a_shape_that_does_not_fit_says_which_do():
     told = message(ConstraintError, torch.ones(2, 3), Symmetric())
     assert "must have a shape (..., n, n)" in told
     assert "got (2, 3)" in told
+
+
+def test_a_bare_constraint_on_a_tree_says_how_to_leave_leaves_out():
+    params = {"w": torch.eye(3), "b": torch.zeros(3)}
+    told = message(ConstraintError, params, Orthogonal())
+    assert told.startswith("`constrain(params['b'])` must have a shape (..., n, k)")
+    assert told.endswith(
+        "pass a dict of globs: `{'*weight': constraint}`."  # how to go on
+    )
+    alone = message(ConstraintError, {"b": torch.zeros(3)}, {"b": Orthogonal()})
+    assert "globs" not in alone
+    # A shape that only the constraint knows to be wrong is told with its path.
+    wrong = message(ConstraintError, {"x": torch.ones(3)}, {"x": masked_pair()})
+    assert wrong.startswith("`constrain(params['x'])` must have")
+
+
+def masked_pair():
+    return Masked(torch.tensor([True, False]))
+
+
+def test_a_projection_is_only_suggested_where_there_is_one():
+    params = {"w": torch.full((2, 2), 3.0)}
+    reachable = Skew() >> Cayley()
+    assert ".project(params['w'])" in message(ConstraintError, params, {"w": reachable})
+    for lacking in (Unprojected(), Symmetric() >> Box(-1.0, 1.0)):
+        told = message(ConstraintError, params, {"w": lacking})
+        assert ".project(" not in told
+        assert told.endswith("Begin with a value of the set, or choose another "
+                             "constraint.")  # fmt: skip
+
+
+def test_a_value_outside_the_set_of_an_earlier_link_is_told():
+    # In the interval entry by entry, but not the image of a symmetric matrix.
+    params = {"w": torch.tensor([[0.5, 0.5], [0.1, 0.5]])}
+    told = message(ConstraintError, params, {"w": Symmetric() >> Box(-1.0, 1.0)})
+    assert "outside the set of a link before" in told
 
 
 def test_a_glob_that_matches_nothing_lists_near_names():

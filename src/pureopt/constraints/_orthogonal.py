@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
-from pureopt._errors import ConstraintError
+from pureopt._errors import ConstraintError, HyperparameterError, told
 from pureopt.constraints._base import Constraint
 from pureopt.constraints._cayley import (
-    cayley_blocks,
-    cayley_columns,
-    cayley_log_abs_det,
+    SignedCayley,
     chart_signs,
     check_signs,
     flip,
+    haar,
     orthonormality_error,
     orthonormality_tolerance,
     polar_factor,
 )
 from pureopt.constraints._domains import SEMI_ORTHOGONAL, VECTOR, Domain
 from pureopt.constraints._numeric import (
-    max_abs,
     or_nan,
     shape_of,
     tall,
     working,
-    working_eps,
 )
+from pureopt.constraints._orthogonal_map import OrthogonalMap
 from pureopt.constraints._skew import pack, unpack
 
 
@@ -41,6 +40,7 @@ class OrthogonalStatic(NamedTuple):
     Attributes:
         signs: One sign per orthonormal vector.
         shape: An empty tensor that carries the shape of the matrix through vmap.
+        base: The point that zero goes to, where the map has one; else ``()``.
 
     Example:
         >>> import torch
@@ -51,25 +51,34 @@ class OrthogonalStatic(NamedTuple):
 
     signs: Int8[Tensor, "*batch k"]
     shape: Int8[Tensor, "*batch rows columns 0"]
+    base: Any = ()
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Orthogonal(Constraint):
     r"""Matrices with orthonormal columns, or orthonormal rows if they are wide.
 
-    The first ``k`` columns of a signed Cayley transform of a skew-symmetric matrix, of
-    which only the first ``k`` columns are free:
+    ``x`` holds the free half of a skew-symmetric matrix, of which only the first ``k``
+    columns are free,
 
     .. math::
-        F = Y^T Y - X, \quad Q = \begin{bmatrix} (I - F)(I + F)^{-1} \\
-        2 Y (I + F)^{-1} \end{bmatrix} D, \quad
-        x \mapsto 2X \text{ skew } (k \times k),\ 2Y\ ((n - k) \times k)
+        x \mapsto A \text{ skew } (k \times k),\ B\ ((n - k) \times k), \qquad
+        Q = f\!\left(\begin{bmatrix} A & -B^T \\ B & 0 \end{bmatrix}\right)
+        \begin{bmatrix} I \\ 0 \end{bmatrix} D
 
-    A square matrix is ``Skew() >> Cayley()``. ``x`` has ``n k - k (k + 1) / 2`` entries,
-    as many as the set has dimensions; the cost is ``O(n k^2)``. At ``x = 0`` the map is
-    an isometry. Without ``static`` it is the square chart with all signs +1;
-    ``bind(torch.eye(n, k))`` is the standard chart of a rectangle.
+    and ``f`` is the map: by default the Cayley transform, ``f(S) = (I - S/2)^{-1}
+    (I + S/2)``. ``x`` has ``n k - k (k + 1) / 2`` entries, as many as the set has
+    dimensions; the cost is ``O(n k^2)``. At ``x = 0`` the map is an isometry. Without
+    ``static`` it is the square chart with all signs +1; ``bind(torch.eye(n, k))`` is
+    the standard chart of a rectangle. Undefined nowhere.
+
+    Args:
+        map: :class:`SignedCayley`, :class:`Exponential`, :class:`Householder`, or an
+            :class:`OrthogonalMap` of your own.
+
+    Raises:
+        HyperparameterError: If ``map`` is no such object.
 
     References:
         Jauch, Hoff and Dunson, *Random orthogonal matrices and the Cayley transform*,
@@ -87,6 +96,21 @@ class Orthogonal(Constraint):
         True
     """
 
+    map: OrthogonalMap = field(default_factory=SignedCayley)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.map, OrthogonalMap):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise HyperparameterError(
+                "Orthogonal(map=...)",
+                "be a map such as `SignedCayley()`, `Exponential()` or `Householder()`",
+                told(self.map),
+            )
+
+    def __repr__(self) -> str:
+        """The expression that makes it."""
+        told = "" if self.map == SignedCayley() else repr(self.map)
+        return f"Orthogonal({told})"
+
     @property
     def domain(self) -> Domain:
         """Vectors of length ``n k - k (k + 1) / 2``."""
@@ -96,6 +120,11 @@ class Orthogonal(Constraint):
     def codomain(self) -> Domain:
         """Matrices with orthonormal columns or rows."""
         return SEMI_ORTHOGONAL
+
+    @property
+    def bijective(self) -> bool:
+        """Whether the map is."""
+        return self.map.bijective
 
     @property
     def rule(self) -> str:
@@ -108,26 +137,22 @@ class Orthogonal(Constraint):
         return n * k - k * (k + 1) // 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
-        """``eps^(-1/4)``, with the eps of at least float32: 54 there, 8192 in float64.
-
-        The condition number of ``I + F`` grows as the square of ``x``, and the error
-        before the Newton-Schulz step with it.
-        """
-        del n
-        return working_eps(dtype) ** -0.25
+        """That of the map."""
+        return self.map.radius(n, dtype)
 
     def bind(self, y: Float[Tensor, "*batch rows columns"]) -> OrthogonalStatic:
-        """The signs of the chart around ``y``, and its shape."""
+        """The chart around ``y``, and its shape."""
         SEMI_ORTHOGONAL.require("Orthogonal.bind(y)", y)
-        signs = chart_signs(working(tall(y)))
-        return OrthogonalStatic(signs, shape_of(y))
+        q = tall(working(y))
+        signs = chart_signs(q)
+        return OrthogonalStatic(signs, shape_of(y), self.map.bind(flip(q, signs)))
 
     def forward(
         self, x: Float[Tensor, "*batch d"], static: Any = ()
     ) -> Float[Tensor, "*batch rows columns"]:
         """The matrix; see the class."""
-        rows, columns, signs = _chart("Orthogonal.forward", x, static)
-        q = flip(cayley_columns(*_blocks(working(x), rows, columns)), signs)
+        rows, columns, signs, base = self._chart("Orthogonal.forward", x, static)
+        q = flip(self.map.columns(*_blocks(working(x), rows, columns), base), signs)
         return (q if rows >= columns else q.mT).to(x.dtype)
 
     def right_inverse(
@@ -136,16 +161,10 @@ class Orthogonal(Constraint):
         """The free vector; NaN where ``y`` is not orthogonal or not in the chart."""
         SEMI_ORTHOGONAL.require("Orthogonal.right_inverse(y)", y)
         q = tall(working(y))
-        signs = static.signs if isinstance(static, OrthogonalStatic) else static
-        check_signs(
-            "Orthogonal.right_inverse(static=...)",
-            signs,
-            torch.Size((*q.shape[:-2], q.shape[-1])),
-        )
-        a, b, inside = cayley_blocks(flip(q, signs))
-        radius = self.radius(q.shape[-2], y.dtype)
-        keep = self.check(y) & inside & (max_abs(torch.cat([a, b], -2)) <= radius)
-        return or_nan(keep, torch.cat([pack(a), b.flatten(-2)], -1), 1).to(y.dtype)
+        signs, base = self._parts("Orthogonal.right_inverse", static, q.shape)
+        a, b, inside = self.map.blocks(flip(q, signs), base)
+        x = torch.cat([pack(a), b.flatten(-2)], -1)
+        return or_nan(self.check(y) & inside, x, 1).to(y.dtype)
 
     def violation(
         self, y: Float[Tensor, "*batch rows columns"]
@@ -167,13 +186,53 @@ class Orthogonal(Constraint):
         SEMI_ORTHOGONAL.require("Orthogonal.project(y)", y)
         return polar_factor(y)
 
+    def sample(
+        self,
+        key: Int[Tensor, ""],
+        shape: Sequence[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "*batch rows columns"]:
+        """Uniform in the invariant (Haar) measure; square ones of either determinant."""
+        *batch, rows, columns = shape
+        q = haar(key, (*batch, max(rows, columns), min(rows, columns)), dtype)
+        return q if rows >= columns else q.mT
+
     def log_abs_det(
         self, x: Float[Tensor, "*batch d"], static: Any = ()
     ) -> Float[Tensor, "*batch"]:
-        r""":math:`-(n - 1) \log\det(I + F)`, zero at ``x = 0``."""
-        rows, columns, _ = _chart("Orthogonal.log_abs_det", x, static)
-        blocks = _blocks(working(x), rows, columns)
-        return cayley_log_abs_det(*blocks).to(x.dtype)
+        """That of the map, zero at ``x = 0``."""
+        rows, columns, *_ = self._chart("Orthogonal.log_abs_det", x, static)
+        return self.map.log_abs_det(*_blocks(working(x), rows, columns)).to(x.dtype)
+
+    def _chart(self, where: str, x: Tensor, static: Any) -> tuple[int, int, Any, Any]:
+        """The shape of the matrix, the signs and the base, checked against ``x``."""
+        VECTOR.require(f"{where}(x)", x)
+        if not isinstance(static, OrthogonalStatic):
+            n = unpack(x).shape[-1]
+            shape = torch.Size((*x.shape[:-1], n, n))
+            return n, n, *self._parts(where, static, shape)
+        # Numbers even if the compiler takes sizes as symbols: one program per shape.
+        *batch, rows, columns = map(operator.index, static.shape.shape[:-1])
+        dim = self.dim((rows, columns))
+        if x.shape != (*batch, dim):
+            raise ConstraintError(
+                f"{where}(x)",
+                f"have shape {(*batch, dim)} for the static of a {rows} by {columns} matrix",
+                str(tuple(x.shape)),
+                "Under vmap, map over the free value and the static alike.",
+            )
+        shape = torch.Size((*batch, max(rows, columns), min(rows, columns)))
+        return rows, columns, *self._parts(where, static, shape)
+
+    def _parts(self, where: str, static: Any, shape: torch.Size) -> tuple[Any, Any]:
+        """The signs and the base, checked against a tall shape; may be absent."""
+        at = f"{where}(static=...)"
+        whole = isinstance(static, OrthogonalStatic)
+        signs, base = (static.signs, static.base) if whole else (static, ())
+        check_signs(at, signs, torch.Size((*shape[:-2], shape[-1])))
+        self.map.require(at, base, shape)
+        return signs, base
 
 
 def _blocks(x: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -181,24 +240,3 @@ def _blocks(x: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     n, k = max(rows, columns), min(rows, columns)
     top = k * (k - 1) // 2
     return unpack(x[..., :top]), x[..., top:].reshape(*x.shape[:-1], n - k, k)
-
-
-def _chart(where: str, x: Tensor, static: Any) -> tuple[int, int, Any]:
-    """The shape of the matrix and the signs, checked against ``x``."""
-    VECTOR.require(f"{where}(x)", x)
-    if not isinstance(static, OrthogonalStatic):
-        check_signs(f"{where}(static=...)", static, x.shape)
-        n = unpack(x).shape[-1]
-        return n, n, ()
-    *batch, rows, columns, _ = static.shape.shape
-    n, k = max(rows, columns), min(rows, columns)
-    dim = n * k - k * (k + 1) // 2
-    if x.shape != (*batch, dim):
-        raise ConstraintError(
-            f"{where}(x)",
-            f"have shape {(*batch, dim)} for the static of a {rows} by {columns} matrix",
-            str(tuple(x.shape)),
-            "Under vmap, map over the free value and the static alike.",
-        )
-    check_signs(f"{where}(static=...)", static.signs, torch.Size((*batch, k)))
-    return rows, columns, static.signs

@@ -6,24 +6,23 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from pureopt._errors import ConstraintError
-from pureopt.constraints._base import Constraint
 from pureopt.constraints._domains import SKEW, VECTOR, Domain
-from pureopt.constraints._numeric import max_abs, or_nan, scaled
+from pureopt.constraints._linear import LinearSubspace
+from pureopt.constraints._numeric import scaled
 
 _SQRT2 = math.sqrt(2.0)
 
 
 @final
 @dataclass(frozen=True)
-class Skew(Constraint):
+class Skew(LinearSubspace):
     r"""Skew-symmetric matrices from their strict lower triangle, packed row by row.
 
     .. math:: A_{ij} = x_{ij} / \sqrt 2 = -A_{ji} \quad (i > j), \qquad A_{ii} = 0
@@ -41,77 +40,40 @@ class Skew(Constraint):
     """
 
     @property
-    def domain(self) -> Domain:
-        """Vectors of length ``n (n - 1) / 2``."""
-        return VECTOR
-
-    @property
     def codomain(self) -> Domain:
         """Skew-symmetric matrices."""
         return SKEW
 
     @property
     def rule(self) -> str:
-        """The largest symmetric part."""
-        return "max|Y + Y^T|"
+        """Half the largest symmetric part."""
+        return "max|Y + Y^T| / 2"
 
-    def dim(self, shape: Sequence[int]) -> int:
+    def degrees(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
         return shape[-1] * (shape[-1] - 1) // 2
 
-    def radius(self, n: int, dtype: torch.dtype) -> float:
-        """All but overflow."""
-        del n
-        return torch.finfo(dtype).max / 2
-
-    def forward(
-        self, x: Float[Tensor, "*batch d"], static: Any = ()
+    def embed(
+        self, x: Float[Tensor, "*batch d"], shape: Sequence[int]
     ) -> Float[Tensor, "*batch n n"]:
         """Unpack; see the class."""
-        del static
+        del shape
         return unpack(x)
 
-    def right_inverse(
-        self, y: Float[Tensor, "*batch n n"], static: Any = ()
-    ) -> Float[Tensor, "*batch d"]:
-        """Pack the strict lower triangle; NaN where ``y`` is not skew."""
-        del static
-        return or_nan(self.check(y), pack(y), 1)
-
-    def violation(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
-        """The largest symmetric part."""
-        SKEW.require("Skew(y)", y)
-        return max_abs(y + y.mT)
-
-    def tolerance(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
-        """Eight roundings of the largest entry."""
-        return scaled(max_abs(y), 8 * torch.finfo(y.dtype).eps)
-
-    def project(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-        """The skew part, ``(Y - Y^T) / 2``."""
-        SKEW.require("Skew.project(y)", y)
-        return scaled(y - y.mT, 0.5)
-
-    def log_abs_det(
-        self, x: Float[Tensor, "*batch d"], static: Any = ()
-    ) -> Float[Tensor, "*batch"]:
-        """Zero: an isometry."""
-        del static
-        _size(x)
-        return torch.zeros_like(x.sum(-1))
+    def adjoint(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch d"]:
+        """Pack the skew part."""
+        return pack(scaled(y - y.mT, 0.5))
 
 
 def unpack(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch n n"]:
     """The skew matrix of a packed vector."""
-    n = _size(x)
-    i = torch.arange(n, device=x.device)
-    row, column = i[:, None], i
-    high, low = torch.maximum(row, column), torch.minimum(row, column)
-    # A zero in front of the vector serves the diagonal, also for n = 1.
-    index = torch.where(row == column, 0, high * (high - 1) // 2 + low + 1)
-    # Not index_select: inductor gets its gradient wrong under vmap.
-    a = scaled(F.pad(x, (1, 0))[..., index], 1 / _SQRT2)
-    return torch.where(row < column, -a, a)
+    n, batch = _size(x), x.shape[:-1]
+    row, column = torch.tril_indices(n, n, -1, device=x.device)
+    zeros = x.new_zeros((*batch, n * n))
+    # A scatter, because its gradient is a gather; that of a gather is slower.
+    index = (n * row + column).expand(x.shape)
+    lower = zeros.scatter(-1, index, scaled(x, 1 / _SQRT2)).reshape(*batch, n, n)
+    return lower - lower.mT
 
 
 def pack(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch d"]:

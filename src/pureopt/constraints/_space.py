@@ -1,33 +1,30 @@
-"""Constraints on the leaves of a parameter tree."""
+"""A parameter tree with constraints on its leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import textwrap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
-from typing import Any, TypeAlias, TypeVar, cast, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from pureopt._errors import ConstraintError, TreeError
 from pureopt._tree import (
-    check_params,
     tree_flatten,
     tree_items,
     tree_leaves,
-    tree_map,
     tree_match,
     tree_paths,
+    tree_select,
     tree_unflatten,
 )
 from pureopt.constraints._base import Constraint
+from pureopt.constraints._transport import Transport
 
 T = TypeVar("T")
-
-Spec: TypeAlias = Mapping[str, Any] | Constraint
-"""Globs over dotted paths to constraints, possibly nested; or one for every leaf."""
 
 
 @final
@@ -41,10 +38,11 @@ class Space:
 
     Attributes:
         free: The tree of ``params`` with each constrained leaf replaced by its free
-            value; detached contiguous copies.
+            value, a tensor or a tree of tensors; detached contiguous copies.
         static: ``{path: static}`` of the constrained leaves.
         constraints: ``{path: constraint}`` of the constrained leaves.
         shapes: ``{path: shape}`` of all leaves of ``params``.
+        paths: The tree of ``params`` with the path of each leaf in its place.
 
     Example:
         >>> import torch, pureopt as po
@@ -52,8 +50,9 @@ class Space:
         >>> space = po.constrain(params, {"w": po.constraints.Orthogonal()})
         >>> space
         Space(6 free numbers)
-          w: Orthogonal(), (3, 3) from (3,)
-          b: free, (3,)
+        path  shape   dim  constraint
+        w     (3, 3)  3    Orthogonal(), static (signs: int8 (3,))
+        b     (3,)    3    free
         >>> moved = space.forward({"w": torch.ones(3), "b": torch.ones(3)})
         >>> torch.allclose(moved["w"] @ moved["w"].T, torch.eye(3), atol=1e-6)
         True
@@ -63,6 +62,7 @@ class Space:
     static: dict[str, Any]
     constraints: dict[str, Constraint]
     shapes: dict[str, torch.Size]
+    paths: Any
 
     def forward(self, free: T, static: Mapping[str, Any] | None = None) -> T:
         """The parameters of ``free``; unconstrained leaves pass unchanged.
@@ -75,14 +75,10 @@ class Space:
             ConstraintError: If a free value and its static do not fit together.
             TreeError: If the keys differ; names the first.
         """
-        leaves = dict(self._leaves("Space.forward(free=...)", free))
-        static = self._static("Space.forward(static=...)", static)
-        reference = dict(tree_items(self.free))
+        values, static = self._checked_free("forward", free, static)
         for path, constraint in self.constraints.items():
-            shape = reference[path].shape
-            self._check_fit("forward(free", path, leaves[path], shape, static[path])
-            leaves[path] = constraint.forward(leaves[path], static[path])
-        return tree_unflatten(tree_flatten(self.free)[1], leaves.values())
+            values[path] = constraint.forward(values[path], static[path])
+        return self._tree(values)
 
     def right_inverse(self, params: T, static: Mapping[str, Any] | None = None) -> T:
         """The free values of ``params``; NaN where a leaf is off its set or its chart.
@@ -95,30 +91,106 @@ class Space:
             ConstraintError: If a parameter and its static do not fit together.
             TreeError: If the keys differ; names the first.
         """
-        leaves = dict(self._leaves("Space.right_inverse(params=...)", params))
+        values = self._values("Space.right_inverse(params=...)", params, self.paths)
         static = self._static("Space.right_inverse(static=...)", static)
         for path, constraint in self.constraints.items():
-            leaf, shape = leaves[path], self.shapes[path]
-            self._check_fit("right_inverse(params", path, leaf, shape, static[path])
-            leaves[path] = constraint.right_inverse(leaf, static[path])
-        return tree_unflatten(tree_flatten(self.free)[1], leaves.values())
+            where = f"right_inverse(params{key(path)}"
+            parts = [(where, values[path], self.shapes[path])]
+            self._check_fit("right_inverse(params", path, parts, static[path])
+            values[path] = constraint.right_inverse(values[path], static[path])
+        return self._tree(values)
+
+    def rebind(
+        self, free: T, static: Mapping[str, Any] | None = None
+    ) -> tuple[T, dict[str, Any], Transport]:
+        """The same parameters in charts around them, and what the change does.
+
+        Each constraint moves its chart to its value (:meth:`Constraint.rebind
+        <pureopt.constraints.Constraint.rebind>`). Leaves whose static data hold no
+        numbers have one chart only and stay, and so does a leaf with an element that no
+        chart holds: off its set, or not finite.
+
+        Args:
+            free: A tree like ``self.free``.
+            static: A dict like ``self.static``, which is the default.
+
+        Returns:
+            Free values, static data, and a :class:`~pureopt.constraints.Transport` for
+            gradients, moments and other points. It is a function, not data: inside
+            ``vmap``, apply it there.
+
+        Raises:
+            ConstraintError: If a free value and its static do not fit together.
+            TreeError: If the keys differ; names the first.
+        """
+        values, old = self._checked_free("rebind", free, static)
+        new: dict[str, Any] = {**old}
+        moved: dict[str, Tensor] = {}
+        for path, constraint in self.constraints.items():
+            if not any(part.numel() for part in tree_leaves(old[path])):
+                continue
+            chart = constraint.rebind(values[path], old[path])
+            before = (values[path], old[path])
+            inside = _every(torch.isfinite, chart[0])
+            values[path], new[path] = tree_select(inside, chart, before)
+            moved[path] = inside & ~_every(torch.eq, values[path], before[0])
+        rebound = self._tree(values)
+        transport = Transport(
+            self.constraints, self.paths, (free, old), (rebound, new), moved
+        )
+        return rebound, new, transport
 
     def __repr__(self) -> str:
         """One line per leaf."""
         total = sum(leaf.numel() for leaf in tree_leaves(self.free))
-        lines = [f"Space({total} free numbers)"]
-        for path, leaf in tree_items(self.free):
-            shape = tuple(self.shapes[path])
-            told = f"free, {shape}"
-            if path in self.constraints:
-                told = f"{self.constraints[path]!r}, {shape} from {tuple(leaf.shape)}"
-            lines.append(f"  {path}: {told}" if path else f"  {told}")
-        return "\n".join(lines)
+        rows = [("path", "shape", "dim", "constraint")]
+        for path, x in zip(tree_leaves(self.paths), self._free_values(), strict=True):
+            shape = self.shapes[path]
+            c, numbers = self.constraints.get(path), _numel(x)
+            dim, told = numbers, "free"
+            if c is not None:
+                dim = _dim(c, shape)
+                told = _short(repr(c)) + _told_static(self.static[path])
+            of = f" of {numbers}" if dim != numbers else ""
+            rows.append((path, str(tuple(shape)), f"{dim}{of}", told))
+        columns = list(zip(*rows, strict=True))
+        if len(rows) == 2 and not rows[1][0]:  # noqa: PLR2004  # a bare tensor
+            columns = columns[1:]
+        widths = [max(map(len, column)) for column in columns]
+        lines = [
+            "  ".join(map(str.ljust, row, widths)).rstrip()
+            for row in zip(*columns, strict=True)
+        ]
+        return "\n".join([f"Space({total} free numbers)", *lines])
 
-    def _leaves(self, where: str, tree: Any) -> Iterator[tuple[str, Tensor]]:
-        paths = tree_paths(self.free)
+    def _free_values(self) -> list[Any]:
+        return tree_match(self.free, self.paths)
+
+    def _tree(self, values: Mapping[str, Any]) -> Any:
+        return tree_unflatten(tree_flatten(self.paths)[1], values.values())
+
+    def _checked_free(
+        self, method: str, free: Any, static: Mapping[str, Any] | None
+    ) -> tuple[dict[str, Any], Mapping[str, Any]]:
+        """The free value of each path, and the statics, once they fit together."""
+        values = self._values(f"Space.{method}(free=...)", free, self.free)
+        static = self._static(f"Space.{method}(static=...)", static)
+        references = dict(zip(values, self._free_values(), strict=True))
+        for path in self.constraints:
+            reference = tree_items(references[path])
+            leaves = tree_leaves(values[path])
+            parts = [
+                (f"{method}(free{key('.'.join(filter(None, (path, sub))))}", x, r.shape)
+                for (sub, r), x in zip(reference, leaves, strict=True)
+            ]
+            self._check_fit(f"{method}(free", path, parts, static[path])
+        return values, static
+
+    def _values(self, where: str, tree: Any, like: Any) -> dict[str, Any]:
+        """The part of ``tree`` at each path, in the order of ``like``."""
+        paths = tree_paths(like)
         try:
-            leaves = tree_match(tree, self.free)
+            leaves = tree_match(tree, like)
         except (ValueError, TypeError):
             odd = sorted(set(paths) ^ set(tree_paths(tree)))
             got = f"a difference at '{odd[0]}'" if odd else "other containers"
@@ -127,7 +199,9 @@ class Space:
             if not isinstance(leaf, Tensor):
                 got = f"`{type(leaf).__name__}` at '{path}'"
                 raise TreeError(where, "hold only tensors", got)
-            yield path, leaf
+        ordered = tree_unflatten(tree_flatten(like)[1], leaves)
+        values = tree_match(ordered, self.paths)
+        return dict(zip(tree_leaves(self.paths), values, strict=True))
 
     def _static(
         self, where: str, static: Mapping[str, Any] | None
@@ -142,23 +216,37 @@ class Space:
         return static
 
     def _check_fit(
-        self, what: str, path: str, leaf: Tensor, shape: torch.Size, static: Any
+        self,
+        what: str,
+        path: str,
+        parts: list[tuple[str, Tensor, torch.Size]],
+        static: Any,
     ) -> None:
-        """Raise unless leaf and static have the same leading dimensions on top."""
-        where = f"Space.{what}{_key(path)}, static)"
-        batch = _extra(where, leaf, shape)
-        of_static = f"Space.{what}, static{_key(path)})"
-        for part, reference in _pairs(of_static, static, self.static[path]):
-            extra = _extra(of_static, part, reference.shape)
-            if extra != batch:
-                raise ConstraintError(
-                    where,
-                    "be stacked as its static is",
-                    f"a leaf stacked over {tuple(batch)} with a static over {tuple(extra)}",
-                    "Pass a leaf like that of `space.free` (`forward`) or of `params` "
-                    "(`right_inverse`); if it is stacked, pass `static` too, stacked "
-                    "alike: `torch.vmap(space.forward)(free, static)`.",
-                )
+        """Raise unless all parts and the static have the same leading dimensions on top."""
+        batches: list[tuple[str, torch.Size]] = []
+        for name, leaf, shape in parts:
+            where = f"Space.{name}, static)"
+            batches.append((where, _extra(where, leaf, shape)))
+        of_static = f"Space.{what}, static{key(path)})"
+        extras = [
+            _extra(of_static, part, reference.shape)
+            for part, reference in _pairs(of_static, static, self.static[path])
+        ]
+        for where, batch in batches:
+            for extra in [*extras, batches[0][1]]:
+                if extra != batch:
+                    _raise_unstacked(where, batch, extra)
+
+
+def _raise_unstacked(where: str, batch: torch.Size, extra: torch.Size) -> None:
+    raise ConstraintError(
+        where,
+        "be stacked as its static is",
+        f"a leaf stacked over {tuple(batch)} with a static over {tuple(extra)}",
+        "Pass a leaf like that of `space.free` (`forward`) or of `params` "
+        "(`right_inverse`); if it is stacked, pass `static` too, stacked alike: "
+        "`torch.vmap(space.forward)(free, static)`.",
+    )
 
 
 def _pairs(where: str, static: Any, reference: Any) -> list[tuple[Tensor, Tensor]]:
@@ -186,135 +274,38 @@ def _extra(where: str, leaf: Tensor, shape: torch.Size) -> torch.Size:
     return leaf.shape[:split]
 
 
-def constrain(params: Any, spec: Spec) -> Space:
-    """Put constraints on the leaves of ``params``.
-
-    The one place that reads numbers: it checks once that each leaf is in its set, and
-    never moves it there. Call it eagerly, outside vmap and ``torch.compile``.
-
-    Args:
-        params: A tree of floating tensors, or one tensor.
-        spec: ``{glob: constraint}`` over dotted leaf paths, where ``*`` also crosses
-            dots; nested dicts join their keys by dots. The first glob that matches a
-            path wins, and unmatched leaves are free. A bare constraint is for every
-            leaf.
-
-    Raises:
-        ConstraintError: If a leaf is outside its set, with the path, the rule, the
-            measured violation and the way out; if its shape does not fit; if a glob
-            matches no path.
-        TreeError: If a leaf is not a floating tensor.
-
-    Example:
-        >>> import torch, pureopt as po
-        >>> orthogonal = po.constraints.Orthogonal()
-        >>> po.constrain(-torch.eye(2), orthogonal).free
-        tensor([0.])
-        >>> po.constrain(torch.ones(2, 2), orthogonal)
-        Traceback (most recent call last):
-        pureopt.ConstraintError: `constrain(params)` must satisfy Orthogonal():
-        max|Y^T Y - I| (Y Y^T if wide) <= 2.4e-06, got 2. For the nearest point call
-        `Orthogonal().project(params)`, or choose another constraint.
-    """
-    check_params("constrain(params)", params)
-    constraints = _resolve(tree_paths(params), _globs(spec))
-    free: list[Tensor] = []
-    statics: dict[str, Any] = {}
-    for path, leaf in tree_items(params):
-        y = leaf.detach()
-        if path in constraints:
-            _check_inside(path, y, constraints[path])
-            statics[path] = tree_map(_own, constraints[path].bind(y))
-            y = constraints[path].right_inverse(y, statics[path])
-            _check_chart(path, y, constraints[path])
-        free.append(_own(y))
-    return Space(
-        free=tree_unflatten(tree_flatten(params)[1], free),
-        static=statics,
-        constraints=constraints,
-        shapes={path: leaf.shape for path, leaf in tree_items(params)},
-    )
-
-
-def _own(leaf: Tensor) -> Tensor:
-    return leaf.detach().clone(memory_format=torch.contiguous_format)
-
-
-def _key(path: str) -> str:
+def key(path: str) -> str:
+    """A path as a subscript; a bare tensor has none."""
     return f"['{path}']" if path else ""
 
 
-def _globs(spec: Spec, prefix: str = "") -> dict[str, Constraint]:
-    """The spec as one flat dict, in order."""
-    if isinstance(spec, Constraint):
-        return {prefix or "*": spec}
-    if not isinstance(spec, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConstraintError(
-            f"constrain(params, spec{_key(prefix)})",
-            "be a constraint or a dict of constraints",
-            f"`{getattr(spec, '__name__', type(spec).__name__)}`",
-            "Pass an instance: `Orthogonal()`.",
-        )
-    flat: dict[str, Constraint] = {}
-    for key, value in cast("Mapping[object, Any]", spec).items():
-        flat |= _globs(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+def _every(test: Callable[..., Tensor], *trees: Any) -> Tensor:
+    """Whether a test holds for all numbers of a tree."""
+    rows = zip(*map(tree_leaves, trees), strict=True)
+    return torch.stack([test(*row).all() for row in rows]).all()
 
 
-def _resolve(paths: list[str], globs: dict[str, Constraint]) -> dict[str, Constraint]:
-    """The constraint of each constrained path."""
-    for glob in globs:
-        if not any(fnmatchcase(path, glob) for path in paths):
-            near = get_close_matches(glob, paths, n=3, cutoff=0.3) or paths[:3]
-            told = ", ".join(f"'{path}'" for path in near)
-            raise ConstraintError(
-                f"constrain(params, spec['{glob}'])",
-                "match the path of a leaf",
-                "no match",
-                f"Near names: {told}. `*` matches any text, dots included."
-                if any(paths)
-                else "`params` is one tensor: pass the constraint itself.",
-            )
-    return {
-        path: next(c for glob, c in globs.items() if fnmatchcase(path, glob))
-        for path in paths
-        if any(fnmatchcase(path, glob) for glob in globs)
-    }
+def _numel(x: Any) -> int:
+    return sum(leaf.numel() for leaf in tree_leaves(x))
 
 
-def _check_inside(path: str, y: Tensor, constraint: Constraint) -> None:
-    where = f"constrain(params{_key(path)})"
-    constraint.codomain.require(where, y)
-    if y.is_meta or bool(constraint.check(y).all()):
-        return
-    violation, tolerance = constraint.violation(y), constraint.tolerance(y)
-    # NaN sorts above every number: a leaf with NaN reports NaN.
-    worst = int((violation - tolerance).flatten().argmax())
-    measured = float(violation.flatten()[worst])
-    allowed = float(tolerance.flatten()[worst])
-    many = f" in the worst of {violation.numel()} matrices" if violation.dim() else ""
-    raise ConstraintError(
-        where,
-        f"satisfy {constraint!r}: {constraint.rule} <= {allowed:.2g}",
-        f"{measured:.3g}{many}",
-        "The leaf is not finite: look for NaN and inf where it was made."
-        if not bool(y.isfinite().all())
-        else f"For the nearest point call `{_called(constraint)}.project(params"
-        f"{_key(path)})`, or choose another constraint.",
-    )
+def _dim(constraint: Constraint, shape: torch.Size) -> int:
+    """The dimension of the set of all elements of a leaf."""
+    split = len(shape) - constraint.codomain.event_dims
+    return math.prod(shape[:split]) * constraint.dim(shape[split:])
 
 
-def _check_chart(path: str, x: Tensor, constraint: Constraint) -> None:
-    if x.is_meta or bool(x.isfinite().all()):
-        return
-    raise ConstraintError(
-        f"constrain(params{_key(path)})",
-        f"lie in a chart of {constraint!r}",
-        "a free value that is not finite",
-        "Choose another constraint for this leaf.",
-    )
+def _short(told: str) -> str:
+    """One line, whatever the configuration holds."""
+    return textwrap.shorten(told, 72, placeholder=" ...")
 
 
-def _called(constraint: Constraint) -> str:
-    told = repr(constraint)
-    return f"({told})" if " " in told else told
+def _told_static(static: Any) -> str:
+    """What data a chart holds, in short; shape carriers are left out."""
+    parts = [
+        f"{name}: {kind}" if name else kind
+        for name, leaf in tree_items(static)
+        if leaf.numel()
+        for kind in [f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}"]
+    ]
+    return f", static ({', '.join(parts)})" if parts else ""

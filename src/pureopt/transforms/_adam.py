@@ -11,6 +11,7 @@ from torch import Tensor
 from pureopt._errors import HyperparameterError
 from pureopt._tree import tree_map
 from pureopt._typing import Hyper, P, Scalar
+from pureopt.constraints import Transport
 from pureopt.transforms._base import Additive, check_hyper, check_state, zero_step
 from pureopt.transforms._leaves import (
     bias_correction,
@@ -29,9 +30,10 @@ class AdamState(NamedTuple):
     """The state of :class:`Adam` and :class:`AdamW`.
 
     Attributes:
-        step: How many steps were taken.
+        step: How many steps were taken: what a schedule sees.
         mu: The first moment of the gradients, a tree like the parameters.
         nu: The second moment; both in float32 where a parameter has less.
+        seen: How many gradients the moments are of: ``step``, but 1 after a rebase.
 
     Example:
         >>> import torch
@@ -43,6 +45,7 @@ class AdamState(NamedTuple):
     step: Int[Tensor, ""]
     mu: Any
     nu: Any
+    seen: Int[Tensor, ""]
 
 
 @final
@@ -94,7 +97,7 @@ class Adam(Additive):
         _check("Adam", self)
 
     def init(self, params: Any) -> AdamState:
-        return AdamState(zero_step(params), zeros(params), zeros(params))
+        return _start(params)
 
     def update(
         self,
@@ -108,6 +111,20 @@ class Adam(Additive):
         grads = decay(params, grads, self.weight_decay)
         direction, new_state = _direction(state, grads, self.betas, self.eps)
         return descend(direction, self.lr, state.step), new_state
+
+    def rebase(
+        self,
+        state: AdamState,
+        params: Any,  # noqa: ARG002
+        transport: Transport,
+    ) -> AdamState:
+        """First moments transported, second ones begun anew from them.
+
+        The state is that of a fresh optimizer that has seen one gradient, the mean so
+        far, so the next steps are as bounded as its first ones. Leaves whose coordinates
+        did not change keep the mean of their squares; a schedule goes on.
+        """
+        return _rebase(state, transport, self.betas)
 
 
 @final
@@ -155,7 +172,7 @@ class AdamW(Additive):
         _check("AdamW", self)
 
     def init(self, params: Any) -> AdamState:
-        return AdamState(zero_step(params), zeros(params), zeros(params))
+        return _start(params)
 
     def update(
         self,
@@ -174,6 +191,19 @@ class AdamW(Additive):
             )
         return descend(direction, self.lr, state.step), new_state
 
+    def rebase(
+        self,
+        state: AdamState,
+        params: Any,  # noqa: ARG002
+        transport: Transport,
+    ) -> AdamState:
+        """First moments transported, second ones begun anew, as :meth:`Adam.rebase`."""
+        return _rebase(state, transport, self.betas)
+
+
+def _start(params: Any) -> AdamState:
+    return AdamState(zero_step(params), zeros(params), zeros(params), zero_step(params))
+
 
 def _direction(
     state: AdamState, grads: P, betas: tuple[Scalar, Scalar], eps: Scalar
@@ -181,11 +211,34 @@ def _direction(
     beta1, beta2 = betas
     mu = mean(state.mu, grads, beta1)
     nu = mean(state.nu, tree_map(lambda g: g * g, grads), beta2)
-    step = state.step + 1
-    t = floating(step, mu)
+    seen = state.seen + 1
+    t = floating(seen, mu)
     c1, c2 = bias_correction(beta1, t), bias_correction(beta2, t)
     direction = tree_map(lambda m, v: (m / c1) / (sqrt(v / c2) + eps), mu, nu)
-    return direction, AdamState(step, mu, nu)
+    return direction, AdamState(state.step + 1, mu, nu, seen)
+
+
+def _rebase(
+    state: AdamState, transport: Transport, betas: tuple[Scalar, Scalar]
+) -> AdamState:
+    """The state of a fresh optimizer that has seen one gradient: the mean so far.
+
+    Second moments of a moved leaf are those of that gradient, so that the next steps
+    are bounded as the first ones are; elsewhere they are kept.
+    """
+    beta1, beta2 = betas
+    # Without a gradient so far the moments are zero, and the divisor must not be.
+    t = floating(state.seen.clamp(min=1), state.mu)
+    c1, c2 = bias_correction(beta1, t), bias_correction(beta2, t)
+    mu = transport(tree_map(lambda m: (m / c1).to(m.dtype), state.mu))
+    squares = tree_map(lambda m: m * m, mu)
+    nu = transport.select(squares, tree_map(lambda v: (v / c2).to(v.dtype), state.nu))
+    return AdamState(
+        state.step,
+        tree_map(lambda m: ((1 - beta1) * m).to(m.dtype), mu),
+        tree_map(lambda v: ((1 - beta2) * v).to(v.dtype), nu),
+        state.seen.clamp(max=1),
+    )
 
 
 def _check(name: str, config: Adam | AdamW) -> None:

@@ -21,6 +21,7 @@ from pureopt._errors import (
 )
 from pureopt._tree import check_like, check_params, tree_leaves, tree_map
 from pureopt._typing import Hyper, P, Scalar, State
+from pureopt.constraints import Transport
 
 
 class Transform(ABC):
@@ -80,6 +81,19 @@ class Transform(ABC):
     def restart(self, state: State) -> State:
         """The state to go on with when the objective has changed (new data)."""
         return state
+
+    def rebase(self, state: State, params: Any, transport: Transport) -> State:  # noqa: ARG002
+        """The state to go on with when the coordinates of the parameters have changed.
+
+        A fresh one, unless a transform can carry over what it knows. It has the
+        structure, shapes and dtypes of ``state``.
+
+        Args:
+            state: From :meth:`init` or the previous step.
+            params: The parameters in the new coordinates.
+            transport: The change of coordinates, from :meth:`pureopt.Space.rebind`.
+        """
+        return self.init(params)
 
     def __rshift__(self, other: Transform) -> Transform:
         """``a >> b``: the gradients that ``a`` emits go to ``b``."""
@@ -210,6 +224,17 @@ def _restart_links(
     return tuple(link.restart(s) for link, s in zip(links, state, strict=True))
 
 
+def _rebase_links(
+    links: tuple[Transform, ...],
+    state: tuple[State, ...],
+    params: Any,
+    transport: Transport,
+) -> tuple[State, ...]:
+    return tuple(
+        link.rebase(s, params, transport) for link, s in zip(links, state, strict=True)
+    )
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class AdditiveChain(Additive):
@@ -235,6 +260,10 @@ class AdditiveChain(Additive):
     def restart(self, state: State) -> State:
         """The restarted states of the links."""
         return _restart_links(self.links, state)
+
+    def rebase(self, state: State, params: Any, transport: Transport) -> State:
+        """The rebased states of the links."""
+        return _rebase_links(self.links, state, params, transport)
 
 
 @final
@@ -263,7 +292,11 @@ class Chain(Transform):
 
     def restart(self, state: State) -> State:
         """The restarted states of the links."""
-        return tuple(link.restart(s) for link, s in zip(self.links, state, strict=True))
+        return _restart_links(self.links, state)
+
+    def rebase(self, state: State, params: Any, transport: Transport) -> State:
+        """The rebased states of the links."""
+        return _rebase_links(self.links, state, params, transport)
 
 
 def check_hyper(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from pureopt._errors import CompositionError, told
 from pureopt._tree import tree_map
 from pureopt._typing import P, Scalar, State
+from pureopt.constraints import Transport
 from pureopt.transforms._base import (
     Additive,
     Transform,
@@ -122,3 +124,16 @@ class EMA(Transform):
 
     def restart(self, state: EMAState) -> EMAState:
         return state._replace(inner=self.inner.restart(state.inner))
+
+    def rebase(self, state: EMAState, params: Any, transport: Transport) -> EMAState:
+        """The inner state rebased, and the average as a point in the new coordinates.
+
+        A leaf of the average that has no place there begins anew at the parameters.
+        """
+        inner = self.inner.rebase(state.inner, params, transport)
+        ema = tree_map(
+            lambda e, p: torch.where(e.isfinite().all(), e, p.to(e.dtype)),
+            transport.points(state.ema),
+            params,
+        )
+        return EMAState(state.step, inner, ema)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pureopt._errors import HyperparameterError
 from pureopt._tree import tree_map
 from pureopt._typing import Hyper, P, Scalar
+from pureopt.constraints import Transport
 from pureopt.transforms._base import Additive, check_hyper, check_state, zero_step
 from pureopt.transforms._leaves import decay, descend, is_zero, zeros
 
@@ -121,6 +122,17 @@ class SGD(Additive):
             direction = tree_map(lambda g, m: g + self.momentum * m, grads, mu)
         updates = descend(direction, self.lr, state.step)
         return updates, SGDState(state.step + 1, mu)
+
+    def rebase(
+        self,
+        state: SGDState,
+        params: Any,  # noqa: ARG002
+        transport: Transport,
+    ) -> SGDState:
+        """The same state with the momentum transported as a gradient."""
+        if is_zero(self.momentum):
+            return state
+        return state._replace(mu=transport(state.mu))
 
     def _dampened(self, grads: P, step: Tensor) -> P:
         if is_zero(self.dampening):
