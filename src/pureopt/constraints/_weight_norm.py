@@ -165,7 +165,7 @@ class WeightNorm(Constraint):
     def _parts(self, x: Any) -> tuple[Tensor, Tensor]:
         """The two leaves, checked against one another."""
         where = "WeightNorm.forward(x)"
-        if not isinstance(x, tuple) or len(x) != len(WeightNormParts._fields):  # pyright: ignore[reportUnknownArgumentType]
+        if not isinstance(x, tuple) or len(x) != len(WeightNormParts._fields):
             raise ConstraintError(
                 where,
                 "be `WeightNormParts(magnitude, direction)`",

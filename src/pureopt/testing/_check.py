@@ -32,7 +32,9 @@ class Invariant:
     Example:
         >>> from pureopt.constraints import Skew
         >>> from pureopt.testing import check_constraint
-        >>> [finding.invariant.name for finding in check_constraint(Skew()).findings][:3]
+        >>> [finding.invariant.name for finding in check_constraint(Skew()).findings][
+        ...     :3
+        ... ]
         ['feasibility', 'round trip', 'inverse']
     """
 

@@ -214,14 +214,15 @@ def _adamw(forward: Callable[[Any], Any], x: Any) -> Any:
 
 
 def _weighted(y: Any) -> Tensor:
-    """A sum with a different weight for each entry."""
+    """A sum with a different weight for each entry, not linear in its place.
+
+    Linear weights vanish on matrices with zero row and column sums.
+    """
     flat = ravel(y)
-    return (
-        flat
-        @ torch.linspace(
-            1, 2, max(flat.numel(), 1), dtype=flat.dtype, device=flat.device
-        )[: flat.numel()]
+    weights = torch.linspace(
+        0.5, 1.5, flat.numel(), dtype=flat.dtype, device=flat.device
     )
+    return flat @ weights.square()
 
 
 def _address(t: Tensor) -> int:
