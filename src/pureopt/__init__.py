@@ -25,8 +25,8 @@ from pureopt._solution import Solution as Solution
 from pureopt._solution import Status as Status
 from pureopt._tree import from_state_dict as from_state_dict
 from pureopt._tree import to_state_dict as to_state_dict
-from pureopt.constraints._space import Space as Space
 from pureopt.constraints._constrain import constrain as constrain
+from pureopt.constraints._space import Space as Space
 from pureopt.solvers import minimize as minimize
 from pureopt.training import Aux as Aux
 from pureopt.training import Carry as Carry

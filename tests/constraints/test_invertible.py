@@ -284,24 +284,19 @@ def test_lengths_and_statics_that_do_not_fit_raise():
 @pytest.mark.slow
 @pytest.mark.compile
 def test_inductor_agrees_on_values_and_gradients():
+    """Of the maps that no other family has: its own are below the other ones."""
     y = oriented(spread(3, (2,), generator(6), 1.0))
     static = Invertible().bind(y)
-    chart = BoundedCondition(50.0).bind(y)
     x = 0.3 * randn(2, 9, seed=7)
 
-    def total(x, static, chart):
-        parts = (
-            Invertible().forward(x, static),
-            UnitDeterminant().forward(x[:8], static),
-            BoundedCondition(50.0).forward(x, chart),
-            AlmostOrthogonal(0.5).forward(x, chart),
-        )
+    def total(x, static):
+        parts = Invertible().forward(x, static), UnitDeterminant().forward(x[:8], static)
         return sum(i * weighted(y) for i, y in enumerate(parts, 1))
 
-    def both(x, static, chart):
-        return vmap(grad_and_value(total))(x, static, chart)
+    def both(x, static):
+        return vmap(grad_and_value(total))(x, static)
 
-    got = torch.compile(both, fullgraph=True)(x, static, chart)
-    for a, b in zip(got, both(x, static, chart), strict=True):
+    got = torch.compile(both, fullgraph=True)(x, static)
+    for a, b in zip(got, both(x, static), strict=True):
         # Sums of some dozen terms of order a hundred, in another order.
         assert torch.allclose(a, b, rtol=0, atol=1e-11)

@@ -77,15 +77,15 @@ def test_weight_norm_neither_overflows_nor_vanishes(scale):
 
 
 def test_torchs_spectral_norm_has_no_right_inverse_and_ours_does():
-    """Assign a matrix with sigma = 12.3: torch reads back one that is off by 8.4 or so."""
+    """Assign a matrix with sigma = 12.3: torch reads back one that is off by 9.5."""
     w = randn(6, 4)
     w = w * 12.3 / torch.linalg.matrix_norm(w, 2)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(2)
         linear = torch.nn.Linear(4, 6, bias=False, dtype=torch.float64)
         parametrizations.spectral_norm(linear).eval()
         linear.weight = w
-    assert float((linear.weight - w).detach().abs().max()) > 1
+    assert float((linear.weight - w).detach().abs().max()) > 5
     assert bool(SpectralNorm().right_inverse(w).isnan().all())
     c = SpectralNorm(norm=12.3)
     # The round trip divides by sigma / 12.3, which is one up to some eps.

@@ -46,14 +46,14 @@ class Permutation(LinearSubspace):
     def __post_init__(self) -> None:
         order = torch.as_tensor(self.order, device="cpu")
         whole = not order.is_floating_point() and order.dim() == 1
-        count = torch.arange(order.numel())
+        count = torch.arange(order.numel(), device="cpu")
         if not whole or not torch.equal(order.sort().values, count) or not len(order):
             raise HyperparameterError(
                 "Permutation(order=...)",
                 "have each of 0, ..., n - 1 once, n >= 1",
                 repr(self.order),
             )
-        object.__setattr__(self, "order", tuple(order.tolist()))
+        object.__setattr__(self, "order", tuple(int(i) for i in order))
         object.__setattr__(self, "_order", order.to(torch.int64, copy=True))
         object.__setattr__(self, "_inverse", order.argsort())
 

@@ -133,7 +133,7 @@ def removal(probe: Probe) -> Iterator[Measured]:
     """On a tree, the value survives, and so does the set of leaves."""
     c = probe.constraint
     if isinstance(probe.y, Tensor):
-        params: Any = {"w": probe.y, "b": torch.zeros(2, dtype=probe.case.dtype)}
+        params: Any = {"w": probe.y, "b": probe.y.new_zeros(2)}
         space = constrain(params, {"w": c})
         back = space.forward(space.free)
         yield _distance("|value - assigned|", c, probe.x, back["w"], params["w"])

@@ -74,7 +74,8 @@ def inverse(probe: Probe) -> Iterator[Measured]:
     f, _ = probe.vector_map()
     point = _vector(probe, start)
     singular = torch.linalg.svdvals(jacfwd(f)(point).double())
-    small = float(singular[: c.dim(probe.case.shape)].min()) if len(singular) else 1.0
+    kept = singular[: c.dim(probe.case.shape)]
+    small = float(kept.min()) if len(kept) else 1.0
     scale = float(c.rounding(start, y).max()) / max(small, 1e-300)
     size = float(ravel(start).abs().max())
     eps = torch.finfo(ravel(x).dtype).eps
@@ -124,7 +125,7 @@ def volume(probe: Probe) -> Iterator[Measured]:
         v = probe.packed.right_inverse(probe.x, first)
         own = own + probe.packed.log_abs_det(v, first)
     f, v = probe.vector_map()
-    want = torch.zeros(())
+    want = own.new_zeros(())
     if v.numel():
         want = torch.linalg.svdvals(jacfwd(f)(v)).log().sum()
     size = max(1.0, abs(float(want)))
@@ -183,7 +184,7 @@ def _slopes(f: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
     """The Jacobian by central differences of fourth order, in the last dimension."""
     h = _H * max(1.0, float(v.abs().max()))
     columns: list[Tensor] = []
-    for e in torch.eye(len(v), dtype=v.dtype):
+    for e in torch.eye(len(v), dtype=v.dtype, device=v.device):
         a, b, c, d = (f(v + k * h * e) for k in (-2, -1, 1, 2))
         columns.append((a - 8 * b + 8 * c - d) / (12 * h))
     return torch.stack(columns, -1)
