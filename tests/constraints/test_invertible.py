@@ -290,7 +290,10 @@ def test_inductor_agrees_on_values_and_gradients():
     x = 0.3 * randn(2, 9, seed=7)
 
     def total(x, static):
-        parts = Invertible().forward(x, static), UnitDeterminant().forward(x[:8], static)
+        parts = (
+            Invertible().forward(x, static),
+            UnitDeterminant().forward(x[:8], static),
+        )
         return sum(i * weighted(y) for i, y in enumerate(parts, 1))
 
     def both(x, static):
