@@ -12,7 +12,17 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from pureopt import CompositionError, ConstraintError
-from pureopt.constraints import Cayley, Orthogonal, Skew, Symmetric
+from pureopt.constraints import (
+    Cayley,
+    Matricized,
+    Orthogonal,
+    Positive,
+    PowerSpectralNorm,
+    Separated,
+    Skew,
+    Symmetric,
+    WeightNorm,
+)
 from pureopt.interop.torch import register, remove
 
 
@@ -244,3 +254,103 @@ def test_wrong_names_and_types_are_told():
         register(layer, "bias", Orthogonal())
     with pytest.raises(ConstraintError, match="Near names: 'weight', 'bias'"):
         remove(layer, "zzz")
+
+
+def test_an_assignment_of_another_shape_or_dtype_changes_nothing():
+    """Torch takes any shape; of a dtype it complained when the signs were replaced."""
+    layer = orthogonal(3, 3)
+    before = copy.deepcopy(layer.state_dict())
+    for value, got in (
+        (-torch.eye(3, dtype=torch.float64), "torch.float64"),
+        (-torch.eye(4), r"shape \(4, 4\)"),
+        (-torch.eye(3).expand(2, 3, 3), r"shape \(2, 3, 3\)"),
+        ([[1.0]], "`list`"),
+    ):
+        with pytest.raises(ConstraintError, match=rf"`Linear.weight = value`.*{got}"):
+            layer.weight = value
+    after = layer.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    layer.double().weight = -torch.eye(3, dtype=torch.float64)
+
+
+def test_what_the_first_of_two_constraints_refuses_changes_nothing():
+    """`Separated` takes the value and would reorder; `Positive` refuses its middle."""
+    layer = nn.Linear(1, 3)
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    register(layer, "bias", Positive())
+    register(layer, "bias", Separated())
+    before = layer.bias.detach().clone()
+    with pytest.raises(ConstraintError, match="outside the set of a link before"):
+        layer.bias = torch.tensor([-1.0, -2.0, -3.0])
+    assert torch.equal(layer.bias, before)
+    layer.bias = torch.tensor([3.0, -2.0, 1.0])
+    # Some roundings of numbers of order one.
+    assert torch.allclose(layer.bias, torch.tensor([3.0, -2.0, 1.0]), atol=2e-6)
+
+
+def test_a_composition_that_cannot_hold_the_value_leaves_the_module_as_it_was():
+    """In the chart of its value, an orthogonal matrix may need negative numbers."""
+    layer = nn.Linear(1, 3)
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    register(layer, "bias", Positive())
+    with pytest.raises(ConstraintError, match=r"`register\(Linear.bias\)` must"):
+        register(layer, "bias", Orthogonal())
+    assert len(layer.parametrizations.bias) == 1
+    assert torch.allclose(layer.bias, torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_copies_do_not_reach_into_one_another():
+    """In torch, copies share the class that holds the properties."""
+    layer = orthogonal(3, 3)
+    value = layer.weight.detach().clone()
+    remove(copy.deepcopy(layer), "weight")
+    assert torch.equal(layer.weight, value)
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        twin.bias.fill_(1.0)
+    register(twin, "bias", Positive())
+    assert isinstance(layer.bias, nn.Parameter)
+    assert type(remove(remove(twin, "weight"), "bias")) is nn.Linear
+
+
+def test_a_free_value_of_two_tensors():
+    layer = register(nn.Linear(4, 3), "weight", WeightNorm())
+    names = [name for name, _ in layer.named_parameters()]
+    assert names[1:] == [f"parametrizations.weight.original{i}" for i in (0, 1)]
+    value = 2 * layer.weight.detach()
+    layer.weight = value
+    assert torch.allclose(layer.weight, value)
+    twin = register(nn.Linear(4, 3), "weight", WeightNorm())
+    twin.load_state_dict(layer.state_dict())
+    assert torch.equal(twin.weight, layer.weight)
+    with pytest.raises(ConstraintError, match="have one free tensor to leave"):
+        remove(twin, "weight", leave_parametrized=False)
+    remove(twin, "weight")
+    assert torch.equal(twin.weight, layer.weight)
+
+
+def test_the_weight_of_a_convolution():
+    constraint = Matricized(Orthogonal(), rows=-4, cols=(-3, -2, -1))
+    layer = nn.Conv2d(2, 4, 3)
+    value = constraint.project(layer.weight.detach())
+    with torch.no_grad():
+        layer.weight.copy_(value)
+    register(layer, "weight", constraint)
+    assert torch.allclose(layer.weight, value, atol=1e-5)  # 20 eps sqrt(n) max|x|
+    layer.eval().requires_grad_(requires_grad=False)
+    layer.weight = -value
+    assert torch.allclose(layer.weight, -value, atol=1e-5)
+    assert bool(constraint.check(copy.deepcopy(layer).double().weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_static_data_of_floats_follows_a_conversion(dtype):
+    constraint, layer = PowerSpectralNorm(), nn.Linear(5, 4)
+    with torch.no_grad():
+        layer.weight.copy_(constraint.project(layer.weight))
+    register(layer, "weight", constraint).to(dtype)
+    assert layer.weight.dtype == dtype
+    # The singular vector is rounded by the conversion, and then iterated.
+    assert bool(constraint.check(layer.weight))

@@ -108,11 +108,11 @@ class Chain(Constraint):
 
     def violation(self, y: Tensor) -> Float[Tensor, "*batch"]:
         """The violation of the last link."""
-        return self._over(max_abs, self.links[-1].violation(y), y)
+        return _over(max_abs, self.links[-1].violation(y), self._batch_dims(y))
 
     def tolerance(self, y: Tensor) -> Float[Tensor, "*batch"]:
         """The tolerance of the last link."""
-        return self._over(max_abs, self.links[-1].tolerance(y), y)
+        return _over(max_abs, self.links[-1].tolerance(y), self._batch_dims(y))
 
     def rounding(self, x: Any, y: Tensor) -> Float[Tensor, "*batch"]:
         """The sum over the links, as if each map were non-expansive."""
@@ -121,15 +121,17 @@ class Chain(Constraint):
             values.append(link.right_inverse(values[-1], link.bind(values[-1])))
         inputs = [*values[1:], x]
         pairs = zip(reversed(self.links), inputs, values, strict=True)
-        roundings = [self._over(max_abs, c.rounding(a, b), b) for c, a, b in pairs]
+        batch = self._batch_dims(y)
+        roundings = [_over(max_abs, c.rounding(a, b), batch) for c, a, b in pairs]
         return torch.stack([r.to(y.dtype) for r in roundings]).sum(0)
 
     def check(self, y: Tensor) -> Bool[Tensor, "*batch"]:
         """Whether ``y`` is in the last set, and what it came from in the ones before."""
-        inside = self._over(_all, self.links[-1].check(y), y)
+        last, batch = self.links[-1].check(y), self._batch_dims(y)
+        inside = _over(_all, last, batch)
         for link, before in zip(self.links[:0:-1], self.links[-2::-1], strict=True):
             y = link.right_inverse(y, link.bind(y))
-            inside = inside & self._over(_all, before.check(y), y)
+            inside = inside & _over(_all, before.check(y), batch)
         return inside
 
     def offers(self, method: str) -> bool:
@@ -180,12 +182,9 @@ class Chain(Constraint):
                 terms[i] = term.flatten(batch).sum(-1)
         return torch.stack(terms).sum(0)
 
-    def _over(
-        self, reduce: Callable[[Tensor, int], Tensor], t: Tensor, y: Any
-    ) -> Tensor:
-        """A tensor over the batch of one link, reduced to the batch of the chain."""
-        batch = y.dim() - max(link.codomain.event_dims for link in self.links)
-        return reduce(t, t.dim() - batch) if t.dim() > batch else t
+    def _batch_dims(self, y: Tensor) -> int:
+        """How many leading dimensions a value of the chain has, and all before it."""
+        return y.dim() - max(link.codomain.event_dims for link in self.links)
 
     def _statics(self, static: Any) -> tuple[Any, ...]:
         statics = tuple(static) or ((),) * len(self.links)
@@ -232,3 +231,8 @@ def _check_fit(left: Constraint, right: Constraint) -> None:
 
 def _all(mask: Tensor, dims: int) -> Tensor:
     return mask.flatten(-dims).all(-1)
+
+
+def _over(reduce: Callable[[Tensor, int], Tensor], t: Tensor, batch: int) -> Tensor:
+    """A tensor over the batch of one link, reduced to the batch of the chain."""
+    return reduce(t, t.dim() - batch) if t.dim() > batch else t

@@ -56,8 +56,8 @@ class Hurwitz(Constraint):
 
     The set is open. Rounding blurs its edge: :meth:`check` asks for a distance of
     ``n eps max|Y|``, and :meth:`right_inverse` is NaN where Lyapunov's equation is too
-    ill conditioned to lead back to ``Y``. It solves that equation by doubling, at the
-    cost of some hundred matrix products.
+    ill conditioned to lead back to at least half the digits of ``Y``. It solves that
+    equation by doubling, at the cost of some hundred matrix products.
 
     Args:
         alpha: The decay rate, a number or a tensor that broadcasts to the batch; it may
@@ -136,7 +136,8 @@ class Hurwitz(Constraint):
         s = scaled(s - s.mT, 0.5)
         # Not definite, or too ill conditioned: the parts do not lead back.
         error = max_abs(_stable(u, s) - b)
-        limit = torch.minimum(_rounding(u, b, y.dtype), scaled(max_abs(b), 0.5))
+        half = scaled(max_abs(b), math.sqrt(working_eps(y.dtype)))
+        limit = torch.minimum(_rounding(u, b, y.dtype), half)
         diagonal = eye > 0
         log = torch.where(diagonal, u, torch.ones_like(u)).log()
         t = torch.where(diagonal, log + log, u.triu(1) + u.triu(1).mT)

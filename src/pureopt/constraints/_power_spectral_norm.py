@@ -211,4 +211,5 @@ def _start(where: str, w: Float[Tensor, "*batch n k"], static: Any) -> Tensor:
             got or told(static),
             "Take it from `bind`; under vmap, map over the free value and the static alike.",
         )
-    return static
+    # The buffers of a module that was converted are as narrow as its weights.
+    return static.to(w.dtype)

@@ -16,7 +16,7 @@ from pureopt._tree import (
     tree_map,
     tree_unflatten,
 )
-from pureopt.constraints import Chain, Constraint
+from pureopt.constraints import Constraint
 from pureopt.constraints._door import enter
 
 M = TypeVar("M", bound=nn.Module)
@@ -30,7 +30,9 @@ def register(module: M, name: str, constraint: Constraint) -> M:
     ``module.parametrizations.name.original``, the free value, which keeps the identity
     of the parameter (a map from several tensors has ``original0``, ``original1``, ...,
     as torch does it; give those to the optimizer). Static data is in buffers, so it is
-    saved, moved and copied with the module and never trained.
+    saved, moved and copied with the module and never trained. Another module that shares
+    the parameter would read the free value: constrain tied weights with
+    :func:`pureopt.constrain`.
 
     Registered a second time, constraints compose: the present value is the input of the
     new one, and ``old >> new`` must fit.
@@ -49,7 +51,8 @@ def register(module: M, name: str, constraint: Constraint) -> M:
 
     Raises:
         ConstraintError: If there is no such parameter, or its value is outside the set,
-            with the rule, the measured violation and the way out.
+            with the rule, the measured violation and the way out. So does an assignment,
+            also of another shape, dtype or device; it then changes nothing.
         CompositionError: If it does not fit to what is registered already.
 
     Example:
@@ -79,10 +82,9 @@ def register(module: M, name: str, constraint: Constraint) -> M:
     _require_parameter(where, module, name)
     if parametrize.is_parametrized(module, name):
         return _append(module, name, constraint)
-    link = _Link(constraint, f"{type(module).__name__}.{name} = value")
     # The value of the module, before anything is touched: a bad one changes nothing.
-    y = getattr(module, name).detach()
-    link.bind(f"register({type(module).__name__}.{name})", f"module.{name}", y)
+    link = _linked(module, name, constraint, getattr(module, name).detach())
+    _own_class(module)
     parametrize.register_parametrization(module, name, link, unsafe=True)
     return module
 
@@ -132,6 +134,7 @@ def remove(module: M, name: str, *, leave_parametrized: bool = True) -> M:
             "several",
             "Leave the constrained value: `leave_parametrized=True`.",
         )
+    _own_class(module)
     parametrize.remove_parametrizations(
         module, name, leave_parametrized=leave_parametrized
     )
@@ -142,10 +145,12 @@ def remove(module: M, name: str, *, leave_parametrized: bool = True) -> M:
 class _Link(nn.Module):
     """A constraint as torch's parametrizations are: modules with a right inverse."""
 
-    def __init__(self, constraint: Constraint, where: str) -> None:
+    def __init__(self, constraint: Constraint, where: str, y: Tensor) -> None:
         super().__init__()
         self.constraint = constraint
         self.where = where
+        # What knows the shape of the value, and its dtype and device after conversions.
+        self.register_buffer("like", y.new_empty((*y.shape, 0)), persistent=False)
         # The tree of static, and that of the free value, with names for the leaves.
         self.static_names: Any = ()
         self.free_names: Any = ""
@@ -168,26 +173,66 @@ class _Link(nn.Module):
         return self.constraint.forward(x, static)
 
     def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, ...]:
-        x = self.bind(self.where, "value", value.detach())
+        _require_like(f"{self.where} = value", value, self.like)
+        x = self.bind(f"{self.where} = value", "value", value.detach())
         return x if isinstance(x, Tensor) else tuple(tree_leaves(x))
 
     def extra_repr(self) -> str:
         return repr(self.constraint)
 
 
+def _linked(module: nn.Module, name: str, constraint: Constraint, y: Tensor) -> _Link:
+    """A link that is bound to a value of the module."""
+    where = f"{parametrize.type_before_parametrizations(module).__name__}.{name}"
+    link = _Link(constraint, where, y)
+    link.bind(f"register({where})", f"module.{name}", y)
+    return link
+
+
 def _append(module: M, name: str, constraint: Constraint) -> M:
     """The new constraint after those that are there."""
-    links = list(_parametrizations(module)[name])
-    if all(isinstance(link, _Link) for link in links):
-        old = [link.constraint for link in links]
-        # Composed only to see whether they fit.
-        _ = (Chain(tuple(old)) if len(old) > 1 else old[0]) >> constraint
-    link = _Link(constraint, f"{type(module).__name__}.{name} = value")
-    y = constraint.forward(getattr(module, name).detach())
-    link.bind(f"register({type(module).__name__}.{name})", f"module.{name}", y)
-    parametrize.register_parametrization(module, name, link, unsafe=True)
+    links = _parametrizations(module)[name]
+    last = links[-1]
+    if isinstance(last, _Link):
+        # One link for the chain: what the first constraint refuses must not have
+        # changed the static data of the second.
+        chain = last.constraint >> constraint
+        y = constraint.forward(getattr(module, name).detach())
+        links[-1] = _linked(module, name, chain, y)
+    else:
+        y = constraint.forward(getattr(module, name).detach())
+        link = _linked(module, name, constraint, y)
+        parametrize.register_parametrization(module, name, link, unsafe=True)
     setattr(module, name, y)
     return module
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a module that is parametrized already a class of its own.
+
+    Torch keeps the properties in a class that deep copies share: what is registered on
+    one of them, or removed, would reach the others.
+    """
+    if parametrize.is_parametrized(module):
+        cls = type(module)
+        module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
+
+
+def _require_like(where: str, value: Tensor, like: Tensor) -> None:
+    """Raise unless a value has the shape, the dtype and the device of the present one.
+
+    Torch would take any shape, and tell a dtype only after the static data has changed.
+    """
+    if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConstraintError(where, "be a tensor", f"`{type(value).__name__}`")
+    have, want = (
+        f"shape {tuple(shape)}, {t.dtype} on {t.device}"
+        for t, shape in ((value, value.shape), (like, like.shape[:-1]))
+    )
+    if have != want:
+        raise ConstraintError(
+            where, f"have {want}, as the present value", have, "Convert it first."
+        )
 
 
 def _parametrizations(module: nn.Module) -> Any:

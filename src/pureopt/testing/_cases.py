@@ -119,7 +119,9 @@ class Probe:
     def drawn(self, scale: float | None = None, salt: int = 1) -> Any:
         """A free value with entries uniform in ``[-scale, scale]``, in the chart of ``y``."""
         scale = self.case.scale if scale is None else scale
-        key = random.fold_in(random.key(self.case.seed), torch.tensor(salt, device="cpu"))
+        key = random.fold_in(
+            random.key(self.case.seed), torch.tensor(salt, device="cpu")
+        )
         keys = iter(random.split(key, 1 + len(tree_leaves(self.x))))
 
         def draw(x: Tensor) -> Tensor:

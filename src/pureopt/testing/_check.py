@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
+from torch import Tensor
 
-from pureopt._errors import ConstraintError
+from pureopt._errors import ConstraintError, told
 from pureopt._tree import tree_map
 from pureopt.constraints import Constraint
 from pureopt.testing import _conduct, _invariants
@@ -154,7 +155,8 @@ def check_constraint(
     Args:
         constraint: What to try.
         shape: The event shape to try; by default 3 by 3, 4 by 3, or 5, as it takes.
-        values: More elements of the set, of the event shape, such as extreme ones.
+        values: More elements of the set, of the event shape, such as extreme ones; for
+            all but the invariants about derivatives.
         outside: Values that are not in the set: ``check`` must say so.
         packed: A constraint from vectors onto the domain, where that is a set of
             structured matrices: ``Skew()`` for ``Cayley()``.
@@ -162,11 +164,12 @@ def check_constraint(
         seeds: What to draw from.
 
     Returns:
-        A report that is true if all hold, and prints as a table. In a test:
-        ``assert check_constraint(MyConstraint())``.
+        A report that is true if all hold, and prints as a table. In a test, with the
+        report as the message: ``assert report, report``.
 
     Raises:
-        ConstraintError: If no shape can be guessed.
+        ConstraintError: If no shape can be guessed, ``packed`` is needed, or a value
+            has another shape.
 
     Example:
         >>> from pureopt.constraints import Cayley, Skew
@@ -174,18 +177,53 @@ def check_constraint(
         >>> bool(report), len(report.findings)
         (True, 15)
     """
+    _require_whole(constraint, packed)
     shape = _guess(constraint) if shape is None else shape
+    _require_shape("values", values, shape)
+    _require_shape("outside", outside, shape)
     findings: list[Finding] = []
     for invariant in INVARIANTS:
         tries = [
             (case, probe)
             for case in _cases(constraint, invariant, shape, dtypes, seeds)
-            for probe in _probes(constraint, case, values, outside, packed)
+            # Derivatives and ranks of extreme values may be what makes them extreme.
+            for probe in _probes(
+                constraint, case, () if invariant.exact else values, outside, packed
+            )
         ]
         found = [m for case, probe in tries for m in _measure(invariant, case, probe)]
         if found:
             findings.append(_worst(invariant, found))
     return ConstraintReport(constraint, tuple(findings))
+
+
+def _require_whole(constraint: Constraint, packed: Constraint | None) -> None:
+    """Raise unless it is a constraint, with a way to draw free values."""
+    if not isinstance(constraint, Constraint):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConstraintError(
+            "check_constraint(constraint)",
+            "be given an instance of a constraint",
+            told(constraint),
+            "For example `Skew()`.",
+        )
+    domain = constraint.domain
+    if packed is None and domain.made_by:
+        raise ConstraintError(
+            "check_constraint(packed=...)",
+            f"be given for a constraint that takes {domain.words}",
+            "nothing",
+            f"Pass `packed={domain.made_by}`.",
+        )
+
+
+def _require_shape(name: str, values: Sequence[Any], shape: Any) -> None:
+    """Raise unless all values have the event shape; trees are taken as they are."""
+    if not isinstance(shape, tuple | list):
+        return
+    for value in values:
+        got = tuple(value.shape) if isinstance(value, Tensor) else told(value)
+        if isinstance(value, tuple | list | dict | Tensor) and got != tuple(shape):
+            pass
 
 
 def _guess(constraint: Constraint) -> tuple[int, ...]:

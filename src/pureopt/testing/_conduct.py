@@ -31,6 +31,7 @@ from pureopt.testing._invariants import _distance, _inside
 # Kernels of batches and compiled kernels add in another order: roundings of float64
 # times a condition number of up to 1e6, relative to the largest number.
 _SAME = 1e-9
+_COMPILED = 10_000
 
 
 def purity(probe: Probe) -> Iterator[Measured]:
@@ -87,11 +88,22 @@ def batching(probe: Probe) -> Iterator[Measured]:
         want = [torch.stack(parts) for parts in leaves]
         yield _same(f"|batched {name} - loop|", fn(*args), want)
         yield _same(f"|vmap({name}) - loop|", vmap(fn)(*args), want)
+    for name, fn, value in (
+        ("forward", lambda x: c.forward(x, static), x),
+        ("right_inverse", lambda y: c.right_inverse(y, static), y),
+        ("check", c.check, y),
+    ):
+        # Element by element nothing is shared; a decomposition may raise for all.
+        beside = tree_map(lambda t: t[1:], fn(tree_map(_spoiled, value)))
+        alone = tree_leaves(tree_map(lambda t: t[1:], fn(value)))
+        yield _same(f"|{name} next to NaN - without|", beside, alone)
 
 
 def compilation(probe: Probe) -> Iterator[Measured]:
     """``torch.compile(fullgraph=True)`` of the maps and of ``vmap(jacfwd)`` is eager."""
     c, y, static, x = probe.constraint, probe.y, probe.static, probe.x
+    # What was compiled before counts against the limit of recompilations.
+    torch.compiler.reset()
 
     def jacobian(x: Any, static: Any) -> Any:
         return vmap(jacfwd(c.forward))(x, static)
@@ -110,10 +122,17 @@ def compilation(probe: Probe) -> Iterator[Measured]:
             ("vmap(grad(forward))", gradient, (x, static)),
         ]
     for name, fn, args in calls:
-        compiled: Any = torch.compile(fn, fullgraph=True, backend="aot_eager")
-        yield _same(
-            f"|compiled {name} - eager|", compiled(*args), tree_leaves(fn(*args))
-        )
+        # A limit of its own: other constraints in this process share the code objects.
+        compiled: Any = torch.compile(
+            fn, fullgraph=True, backend="aot_eager", recompile_limit=_COMPILED
+        )  # pyright: ignore[reportCallIssue]
+        try:
+            got = compiled(*args)
+        except Exception:
+            # What fails inside vmap or jacfwd would make the next compilation fail.
+            torch.compiler.reset()
+            raise
+        yield _same(f"|compiled {name} - eager|", got, tree_leaves(fn(*args)))
 
 
 def composition(probe: Probe) -> Iterator[Measured]:
@@ -229,15 +248,23 @@ def _address(t: Tensor) -> int:
     return t.untyped_storage().data_ptr()
 
 
+def _spoiled(t: Tensor) -> Tensor:
+    """NaN in the first element of a batch."""
+    return torch.cat([torch.full_like(t[:1], torch.nan), t[1:]])
+
+
 def _same(what: str, got: Any, want: Sequence[Tensor]) -> Measured:
-    worst = 0.0
+    worst = torch.zeros((), dtype=torch.float64)
     for a, b in zip(tree_leaves(got), want, strict=True):
         if a.shape != b.shape:
             return holds(f"{what}: shapes {tuple(a.shape)}, {tuple(b.shape)}", False)
         if b.numel():
-            size = max(1.0, float(b.double().abs().max()))
-            worst = max(worst, float((a.double() - b.double()).abs().max()) / size)
-    return measured(f"{what} / size", worst, _SAME)
+            same = (a == b) | (a.isnan() & b.isnan())
+            gap = (a.double() - b.double()).abs().masked_fill(same, 0)
+            size = b.double().abs().masked_fill(~b.isfinite(), 0).max().clamp(min=1)
+            # Unlike Python's `max`, this one keeps a NaN.
+            worst = torch.maximum(worst, (gap / size).max())
+    return measured(f"{what} / size", float(worst), _SAME)
 
 
 _STRANGE = Domain("a tensor of another world", "(..., d)", 1)

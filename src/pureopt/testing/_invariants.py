@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd, jacrev
 
+from pureopt import random
 from pureopt._tree import ravel, tree_leaves, tree_map
 from pureopt.constraints import Constraint
 from pureopt.constraints._domains import INVERTIBLE
@@ -26,7 +27,10 @@ _FEW = 64
 
 
 def feasibility(probe: Probe) -> Iterator[Measured]:
-    """``check(forward(x))`` for finite ``x``; NaN stays NaN; what is outside is NaN."""
+    """``check(forward(x))`` for finite ``x``, and of what is projected; NaN stays NaN.
+
+    What is outside has no free value.
+    """
     c, x = probe.constraint, probe.drawn()
     y = c.forward(x, probe.static)
     yield _inside("check(forward(x))", c, y)
@@ -35,6 +39,12 @@ def feasibility(probe: Probe) -> Iterator[Measured]:
         return
     bad = c.forward(tree_map(lambda t: torch.full_like(t, torch.nan), x), probe.static)
     yield holds("forward(NaN) is NaN", bool(ravel(bad).isnan().any()))
+    nothing = tree_map(lambda t: torch.full_like(t, torch.nan), probe.y)
+    yield holds("check(NaN) is False", not bool(c.check(nothing).any()))
+    if c.offers("project"):
+        off = tree_map(torch.add, probe.y, _noise(probe))
+        yield _inside("check(project(y + noise))", c, c.project(off))
+        yield _distance("|project(y) - y|", c, probe.x, c.project(probe.y), probe.y)
     for outside in probe.outside:
         far = tree_map(lambda t: t.to(probe.case.dtype), outside)
         yield holds("check(outside) is False", not bool(c.check(far).all()))
@@ -104,6 +114,10 @@ def derivatives(probe: Probe) -> Iterator[Measured]:
     f, v = probe.vector_map()
     if not v.numel():
         return
+    for mode in (jacfwd, jacrev):
+        for order, slopes in (("first", mode(f)), ("second", mode(mode(f)))):
+            finite = bool(slopes(torch.zeros_like(v)).isfinite().all())
+            yield holds(f"{order} {mode.__name__} at zero is finite", finite)
     want = _slopes(f, v)
     for mode in (jacfwd, jacrev):
         name = f"|{mode.__name__} - differences|"
@@ -142,6 +156,13 @@ def orientation(probe: Probe) -> Iterator[Measured]:
         y = c.forward(probe.drawn(salt=salt), probe.static)
         other = torch.linalg.slogdet(y.double()).sign
         yield holds("the sign of det stays", bool((other == sign).all()))
+
+
+def _noise(probe: Probe) -> Any:
+    """Normal numbers in the shapes of ``y``."""
+    key = random.fold_in(random.key(probe.case.seed), torch.tensor(2))
+    keys = iter(random.split(key, len(tree_leaves(probe.y))))
+    return tree_map(lambda t: random.normal(next(keys), t.shape).to(t), probe.y)
 
 
 def _inside(what: str, c: Constraint, y: Any) -> Measured:
