@@ -10,11 +10,19 @@ import torch
 from torch import Tensor
 
 from pureopt import ConstraintError
-from pureopt.constraints import Cayley, Constraint, Domain, Skew
+from pureopt.constraints import (
+    Cayley,
+    Constraint,
+    Domain,
+    Interval,
+    Positive,
+    Skew,
+)
 from pureopt.constraints._domains import ORTHOGONAL, VECTOR
 from pureopt.constraints._numeric import max_abs, or_nan, scaled
-from pureopt.testing import check_constraint
+from pureopt.testing import Case, Probe, check_constraint
 from pureopt.testing._check import INVARIANTS
+from pureopt.testing._conduct import _same
 
 HALF = Domain("a vector with entries in (-2, 2)", "(..., d)", 1, inside=(VECTOR,))
 
@@ -190,6 +198,56 @@ class Fragile(Bounded):
         return torch.where(near, y, 3 * torch.ones_like(y))
 
 
+class Labels(Bounded):
+    """Has static data that are no tensors, which a tree of leaves cannot hold."""
+
+    def bind(self, y):
+        return ("around", 0)
+
+
+class Believes(Bounded):
+    """Takes everything to be in its set."""
+
+    def check(self, y):
+        return torch.ones_like(y.sum(-1), dtype=torch.bool)
+
+
+class Throws(Bounded):
+    """Projects out of its set."""
+
+    def sample(self, key, shape, *, dtype=torch.float32):
+        return torch.zeros(shape, dtype=dtype)
+
+    def project(self, y):
+        return 10 * y
+
+
+class Centers(Throws):
+    """Projects to the same point whatever it is given."""
+
+    def sample(self, key, shape, *, dtype=torch.float32):
+        return torch.ones(shape, dtype=dtype)
+
+    def project(self, y):
+        return torch.zeros_like(y)
+
+
+class Divides(Bounded):
+    """Has a derivative of 0 / 0 at zero, where the value is right."""
+
+    def forward(self, x, static=()):
+        size = x.square().sqrt()
+        return super().forward(torch.where(x > 0, size, -size))
+
+
+class Leaks(Bounded):
+    """Spreads a NaN over the whole batch."""
+
+    def right_inverse(self, y, static=()):
+        x = super().right_inverse(y)
+        return x + 0 * x.mean(0, keepdim=True)
+
+
 class Mirrors(Bounded):
     """One by one matrices that are said to be orthogonal, of changing sign."""
 
@@ -214,7 +272,8 @@ class Mirrors(Bounded):
 NUMBER = {
     "Leaves": 1, "Misses": 2, "Drifts": 3, "Counts": 4, "Writes": 5, "Aliases": 5,
     "Seeds": 5, "Snaps": 6, "Mixes": 7, "Branches": 7, "Volumes": 8, "Anywhere": 9,
-    "Mirrors": 10,    "Forgets": 12, "Fragile": 13, "Diverges": 14,
+    "Mirrors": 10, "Labels": 11, "Forgets": 12, "Fragile": 13, "Diverges": 14,
+    "Believes": 1, "Throws": 1, "Centers": 1, "Divides": 6, "Leaks": 7,
 }  # fmt: skip
 
 
@@ -281,3 +340,35 @@ def test_a_shape_that_cannot_be_guessed_is_asked_for():
 
     with pytest.raises(ConstraintError, match=r"shape=...\)` must be given"):
         check_constraint(Cubes())
+
+
+def test_what_cannot_be_tried_is_told_at_once():
+    with pytest.raises(ConstraintError, match=r"the class `Skew`. For example"):
+        check_constraint(Skew)
+    with pytest.raises(ConstraintError, match=r"Pass `packed=Skew\(\)`"):
+        check_constraint(Cayley())
+    for values in ([torch.ones(3)], [[1.0, 2.0]]):
+        with pytest.raises(ConstraintError, match=r"values=...\)` .* shape, \(4,\), got"):
+            check_constraint(Bounded(), (4,), values=values)
+        with pytest.raises(ConstraintError, match=r"outside=...\)` must be tensors"):
+            check_constraint(Bounded(), (4,), outside=values)
+
+
+@pytest.mark.compile
+def test_any_number_of_constraints_is_tried_in_one_process():
+    """The compiler counts recompilations per function, and stops after eight."""
+    for i in range(10):
+        compilation = next(i for i in INVARIANTS if i.name == "compilation")
+        case = Case((2,), (2,))
+        c = Interval(0.0, 1.0 + i / 8) if i % 2 else Positive(i / 8)
+        probe = Probe(c, case, torch.full((2, 2), 0.5 + i / 8).double())
+        for found in compilation.measure(probe):
+            assert found.ok, found
+
+
+def test_nan_is_not_the_same_as_a_number():
+    one, nan = torch.ones(2), torch.tensor([1.0, torch.nan])
+    assert _same("", one, [one]).ok
+    assert _same("", nan, [nan]).ok
+    assert not _same("", nan, [one]).ok
+    assert not _same("", one, [nan]).ok

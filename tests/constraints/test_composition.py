@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from pureopt import CompositionError, ConstraintError
-from pureopt.constraints import Cayley, Chain, Constraint, Orthogonal, Skew, Symmetric
+from pureopt.constraints import (
+    Cayley,
+    Chain,
+    Constraint,
+    Orthogonal,
+    Positive,
+    Skew,
+    Symmetric,
+)
 from pureopt.constraints._domains import ORTHOGONAL, SEMI_ORTHOGONAL, SKEW, VECTOR
 
 
@@ -20,6 +28,14 @@ def test_symmetric_into_cayley_names_skew():
         "`Symmetric() >> Cayley()` must hand a skew-symmetric matrix to `Cayley()`, "
         "got a symmetric matrix from `Symmetric()`. Write `Skew() >> Cayley()`."
     )
+
+
+def test_an_elementwise_link_before_a_map_from_vectors_to_matrices():
+    """The values in between have fewer dimensions than those of the chain."""
+    chain = Positive() >> Skew()
+    y = chain.forward(torch.tensor([[0.3, 0.2, 0.5], [1.0, 2.0, 3.0]]))
+    assert chain.check(torch.stack([y[0], -y[1]])).tolist() == [True, False]
+    assert chain.rounding(chain.right_inverse(y), y).shape == (2,)
 
 
 def test_a_link_that_takes_vectors_can_only_be_the_first():

@@ -233,6 +233,11 @@ def test_bad_bounds_in_a_tensor_give_nan_lanes_only():
     for c in (GreaterThan(bad), LessThan(bad)):
         assert bool(c.forward(torch.zeros(3)).isnan().all())
         assert not bool(c.check(torch.zeros(3)).any())
+    # Their distance overflows: no number has a free one, and check says so.
+    for c in (Interval(-3e38, 3e38), Box(-3e38, 3e38)):
+        assert not bool(c.check(torch.zeros(1)))
+        assert bool(c.forward(torch.zeros(1)).isnan())
+        assert bool(c.right_inverse(torch.zeros(1)).isnan())
     # No float32 number lies between 1 and the next one.
     assert bool(Interval(1, 1 + 1e-7).forward(torch.zeros(1)).isnan())
 

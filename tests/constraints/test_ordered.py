@@ -251,6 +251,19 @@ def test_nan_and_infinities_stay_in_their_lane(kind):
 
 
 @all_kinds
+def test_the_largest_numbers_are_projected_and_a_gap_that_overflows_is_nan(kind):
+    y = torch.tensor([[3e38, 2e38, 1e38, 3e38], [1.0, 0.0, 5.0, 4.0]])
+    nearest = kind().project(y)
+    assert bool(nearest.isfinite().all())
+    # Sums of a few numbers, scaled by a power of two.
+    want = kind().project(y / 1e38)
+    assert torch.allclose(nearest[0], 1e38 * want[0], rtol=1e-6)
+    wide = torch.tensor([-3e38, 3e38])
+    if kind is not PositiveOrdered:
+        assert bool(kind().right_inverse(wide, kind().bind(wide)).isnan().all())
+
+
+@all_kinds
 def test_empty_vectors_empty_batches_and_leaves_that_require_gradients(kind):
     c = kind(0.5)
     for shape in ((0,), (0, 3), (2, 0), (1,), (2, 3)):
@@ -274,9 +287,11 @@ def test_wrong_ranks_gaps_and_shapes_are_refused():
             kind().forward(torch.tensor(1.0))
     c = Separated()
     with pytest.raises(
-        ConstraintError, match=r"ranks of shape \(3,\), got shape \(2,\)"
+        ConstraintError, match=r"ranks of shape \(3,\), got a tensor of shape \(2,\)"
     ):
         c.forward(torch.zeros(3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ConstraintError, match=r"int64 ranks .* dtype torch.float32"):
+        c.forward(torch.zeros(3), torch.zeros(3))
     with pytest.raises(ConstraintError, match="tensor of ranks"):
         c.right_inverse(torch.zeros(3), "no")
 

@@ -124,7 +124,10 @@ class Bounded(Constraint):
     def _checked(self, method: str, value: Tensor) -> tuple[Tensor, Tensor]:
         """The bounds for a value whose dtype and shape are right."""
         REAL.require(f"{type(self).__name__}.{method}", value)
-        return self._bounds(value)
+        low, high = self._bounds(value)
+        # Finite bounds whose distance overflows: nothing between them has a free number.
+        wide = low.isfinite() & high.isfinite() & (high - low).isinf()
+        return or_nan(~wide, low, 0), high
 
 
 def smallest(dtype: torch.dtype) -> float:

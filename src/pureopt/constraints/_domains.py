@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -59,9 +60,19 @@ class Domain:
                 where,
                 "be a real floating-point tensor",
                 f"dtype {value.dtype}",
-                "Convert it with `.float()`.",
+                "`torch.view_as_real` gives its parts."
+                if value.is_complex()
+                else "Convert it with `.float()`.",
             )
-        event = value.shape[max(value.dim() - self.event_dims, 0) :]
+        self.require_shape(where, value.shape)
+
+    def require_shape(self, where: str, shape: Sequence[int]) -> None:
+        """Raise unless ``shape`` is one of this set.
+
+        Raises:
+            ConstraintError: Says which shapes are allowed.
+        """
+        event = shape[max(len(shape) - self.event_dims, 0) :]
         fits = len(event) == self.event_dims
         if self.event_dims > 1:
             fits = fits and 0 not in event
@@ -71,7 +82,7 @@ class Domain:
             raise ConstraintError(
                 where,
                 f"have a shape {self.shape} with every size at least 1, as {self.words}",
-                str(tuple(value.shape)),
+                str(tuple(shape)),
             )
 
 

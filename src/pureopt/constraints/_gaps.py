@@ -74,11 +74,15 @@ def isotonic(y: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
     k = y.shape[-1]
     if k == 0:
         return y.clone()
-    center = y.mean(-1, keepdim=True)
-    sums = F.pad((y - center).cumsum(-1), (1, 0))
+    # A power of two that keeps the sums of the largest numbers from overflow.
+    unit = 2.0 ** -(4 * k).bit_length()
+    small = scaled(y, unit)
+    center = small.mean(-1, keepdim=True)
+    sums = F.pad((small - center).cumsum(-1), (1, 0))
     i = torch.arange(k, device=y.device)
     count = (i - i[:, None] + 1).clamp(min=1).to(y.dtype)
     means = (sums[..., None, 1:] - sums[..., :-1, None]) / count + center[..., None]
+    means = scaled(means, 1 / unit)
     # A mean of one is exact, so that what is in order stays as it is.
     means = torch.where(i == i[:, None], y[..., None], means)
     means = torch.where(i < i[:, None], torch.full_like(means, torch.inf), means)

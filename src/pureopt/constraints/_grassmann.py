@@ -110,6 +110,7 @@ class Grassmann(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``k (n - k)``."""
+        SEMI_ORTHOGONAL.require_shape("Grassmann.dim(shape)", shape)
         n, k = max(shape[-2:]), min(shape[-2:])
         return k * (n - k)
 
@@ -152,7 +153,8 @@ class Grassmann(Constraint):
                 f"one of shape {tuple(static.shape.shape[:-1])}",
                 "Take it from `bind`; under vmap, map over the basis and it alike.",
             )
-        q = tall(working(y)) @ working(static.frame).mT
+        z = tall(working(y))
+        q = z @ static.frame.to(z.dtype).mT
         a, b, _ = cayley_blocks(q)
         # Another basis, or one off the chart, is not what the free vector leads to; for
         # long vectors that is known up to the condition of the map.
@@ -246,4 +248,4 @@ def _chart(where: str, x: Tensor, static: Any) -> tuple[Tensor, Tensor, bool]:
                 "Under vmap, map over the free value and the static alike.",
             )
     b = working(x).reshape(*batch, n - k, k)
-    return b, working(static.frame), rows < columns
+    return b, static.frame.to(b.dtype), rows < columns

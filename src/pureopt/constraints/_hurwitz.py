@@ -105,6 +105,7 @@ class Hurwitz(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n^2``."""
+        _HURWITZ.require_shape("Hurwitz.dim(shape)", shape)
         return shape[-1] ** 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

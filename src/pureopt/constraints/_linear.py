@@ -132,8 +132,7 @@ class LinearSubspace(Constraint):
     def bind(self, y: Tensor) -> Any:
         """``()`` where the shape follows from the length of ``x``, else the shape."""
         self._require("bind(y)", y)
-        known = self.shape is not None or self.codomain.square
-        return () if known or self.codomain.event_dims == 1 else shape_of(y)
+        return () if self._known_shape else shape_of(y)
 
     @final
     def forward(self, x: Float[Tensor, "*batch d"], static: Any = ()) -> Tensor:
@@ -194,6 +193,12 @@ class LinearSubspace(Constraint):
         self._chart("log_abs_det", x, static)
         return torch.zeros_like(x.sum(-1))
 
+    @property
+    def _known_shape(self) -> bool:
+        """Whether the shape follows from the length of ``x``."""
+        known = self.shape is not None or self.codomain.square
+        return known or self.codomain.event_dims == 1
+
     def _split(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``E^T y``, and the largest entry of ``y - E E^T y``."""
         wide = working(y)
@@ -236,14 +241,17 @@ class LinearSubspace(Constraint):
 
     def _shape_in(self, where: str, static: Any) -> tuple[int, ...]:
         """The shape that the static data carry."""
-        if not isinstance(static, Tensor) or static.dim() <= self.codomain.event_dims:
-            raise ConstraintError(
-                f"{where}(static=...)",
-                f"be `()` or the static of a {self.codomain.shape} value",
-                told(static),
-                "Take it from `bind`.",
-            )
-        return tuple(static.shape[:-1])
+        dims, shape = self.codomain.event_dims, self.codomain.shape
+        given = isinstance(static, Tensor) and static.dim() > dims
+        if given and not self._known_shape and not static.shape[-1]:
+            return tuple(static.shape[:-1])
+        rule = "be `()`"
+        raise ConstraintError(
+            f"{where}(static=...)",
+            rule if self._known_shape else f"{rule} or the static of a {shape} value",
+            told(static),
+            "Take it from `bind`.",
+        )
 
 
 class SparseSubspace(LinearSubspace):

@@ -124,7 +124,8 @@ class Ordered(Constraint):
         below, middle, _ = _parts(wide)
         c = below.shape[-1]
         x = torch.cat([free[..., :c], middle, free[..., c:]], -1)
-        return or_nan(keep, x, 1).to(y.dtype)
+        # A gap that overflows has no free number.
+        return or_nan(keep & all_finite(x, 1), x, 1).to(y.dtype)
 
     def violation(self, y: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """The largest gap that is missing, at least zero."""

@@ -148,18 +148,14 @@ def _pick(x: Tensor, places: Any) -> Tensor:
 
 
 def _check_ranks(where: str, ranks: Any, x: Tensor) -> None:
-    """Raise unless the ranks are absent or have one entry per number."""
+    """Raise unless the ranks are absent or an int64 per number."""
     if isinstance(ranks, tuple) and not ranks:
         return
-    if isinstance(ranks, Tensor):
-        if ranks.shape == x.shape:
-            return
-        got = f"shape {tuple(ranks.shape)}"
-    else:
-        got = told(ranks)
+    if isinstance(ranks, Tensor) and (ranks.shape, ranks.dtype) == (x.shape, torch.int64):
+        return
     raise ConstraintError(
         where,
-        f"be a tensor of ranks of shape {tuple(x.shape)}",
-        got,
+        f"be a tensor of int64 ranks of shape {tuple(x.shape)}",
+        told(ranks),
         "Take it from `bind`; under vmap, map over the free value and the static alike.",
     )

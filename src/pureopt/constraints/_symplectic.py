@@ -91,6 +91,7 @@ class Symplectic(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n (n + 1) / 2``."""
+        _require("Symplectic.dim(shape)", torch.empty(tuple(shape), device="meta"))
         return shape[-1] * (shape[-1] + 1) // 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
@@ -116,7 +117,7 @@ class Symplectic(Constraint):
                 str(tuple(x.shape)),
                 "`right_inverse` of an n by n matrix gives the right one.",
             )
-        base = _base("Symplectic.forward", static, s.shape)
+        base = _base("Symplectic.forward", static, s)
         return _from_base(base, _cayley(s)).to(x.dtype)
 
     def right_inverse(
@@ -124,8 +125,8 @@ class Symplectic(Constraint):
     ) -> Float[Tensor, "*batch d"]:
         """The free vector; NaN where ``y`` is not symplectic or not in the chart."""
         _require("Symplectic.right_inverse(y)", y)
-        base = _base("Symplectic.right_inverse", static, y.shape)
         z = working(y)
+        base = _base("Symplectic.right_inverse", static, z)
         eye = identity(z)
         # As a difference from the base, so that the base itself is exactly zero.
         step = z - eye if base is None else _dual(base) @ (z - base)
@@ -192,19 +193,19 @@ def _require(where: str, y: Tensor) -> None:
         )
 
 
-def _base(where: str, static: Any, shape: torch.Size) -> Tensor | None:
-    """The base in the working dtype, checked; None is the identity."""
+def _base(where: str, static: Any, like: Tensor) -> Tensor | None:
+    """The base in the dtype of ``like``, checked; None is the identity."""
     if isinstance(static, tuple) and not static:
         return None
     if not isinstance(static, Tensor):
         got = f"`{type(static).__name__}`"
-    elif static.shape != shape:
+    elif static.shape != like.shape:
         got = f"shape {tuple(static.shape)}"
     else:
-        return working(static)
+        return static.to(like.dtype)
     raise ConstraintError(
         f"{where}(static=...)",
-        f"be a symplectic base of shape {tuple(shape)}",
+        f"be a symplectic base of shape {tuple(like.shape)}",
         got,
         "Take it from `bind`; under vmap, map over the free value and the static alike.",
     )

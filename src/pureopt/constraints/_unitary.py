@@ -122,6 +122,7 @@ class Unitary(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``2 n k - k^2``."""
+        _require("Unitary.dim(shape)", torch.empty(tuple(shape), device="meta"))
         n, k = max(shape[-3:-1]), min(shape[-3:-1])
         return 2 * n * k - k * k
 

@@ -14,7 +14,14 @@ from pureopt._errors import ConstraintError, told
 from pureopt._tree import tree_map
 from pureopt.constraints import Constraint
 from pureopt.testing import _conduct, _invariants
-from pureopt.testing._cases import Case, Measured, Probe, feasible, prepare
+from pureopt.testing._cases import (
+    Case,
+    Measured,
+    Probe,
+    feasible,
+    prepare,
+    tree_map_shapes,
+)
 
 
 @final
@@ -217,13 +224,20 @@ def _require_whole(constraint: Constraint, packed: Constraint | None) -> None:
 
 
 def _require_shape(name: str, values: Sequence[Any], shape: Any) -> None:
-    """Raise unless all values have the event shape; trees are taken as they are."""
-    if not isinstance(shape, tuple | list):
-        return
+    """Raise unless all values have the event shape."""
+
+    def of(value: Any) -> Any:
+        return tuple(value.shape) if isinstance(value, Tensor) else told(value)
+
+    want = tree_map_shapes(tuple, shape)
     for value in values:
-        got = tuple(value.shape) if isinstance(value, Tensor) else told(value)
-        if isinstance(value, tuple | list | dict | Tensor) and got != tuple(shape):
-            pass
+        got = of(value) if isinstance(want, tuple) else tree_map(of, value)
+        if got != want:
+            raise ConstraintError(
+                f"check_constraint({name}=...)",
+                f"be tensors of the event shape, {want}",
+                str(got),
+            )
 
 
 def _guess(constraint: Constraint) -> tuple[int, ...]:
