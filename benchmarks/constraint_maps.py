@@ -3,13 +3,15 @@
 Every contender holds the same kind of weight, in float32: the time is that of reading
 it and of the gradient of a weighted sum of its entries with respect to what is trained.
 The peers are read through their modules, as their users do; pureopt through the
-constraint. All run eagerly. Each map is checked before it is timed: the weight is in
+constraint. All run eagerly, in bursts of at least 20 ms, so that none is timed with the
+memory that another one left. Each map is checked before it is timed: the weight is in
 its set, and the gradient is not zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -85,10 +87,31 @@ def _check(name: str, run: Run, y: Tensor) -> None:
 
 
 def contest(runs: dict[str, Run], y: Tensor, rounds: int) -> dict[str, Timing]:
-    """Check and time each; one call of a run is one forward and backward."""
+    """Check and time each: seconds for one forward and backward."""
     for name, run in runs.items():
         _check(name, run, y)
-    return race(runs, rounds)
+    calls = {name: _calls(run) for name, run in runs.items()}
+    times = race({name: _burst(run, calls[name]) for name, run in runs.items()}, rounds)
+    return {
+        name: Timing(*(t / calls[name] for t in timing))
+        for name, timing in times.items()
+    }
+
+
+def _calls(run: Run, seconds: float = 0.02) -> int:
+    """How often a run fits into this time, at least once."""
+    run()
+    begin = perf_counter()
+    run()
+    return 1 + int(seconds / (perf_counter() - begin))
+
+
+def _burst(run: Run, calls: int) -> Callable[[], None]:
+    def burst() -> None:
+        for _ in range(calls):
+            run()
+
+    return burst
 
 
 def measure(*, quick: bool = False) -> Report:

@@ -348,7 +348,9 @@ def test_what_cannot_be_tried_is_told_at_once():
     with pytest.raises(ConstraintError, match=r"Pass `packed=Skew\(\)`"):
         check_constraint(Cayley())
     for values in ([torch.ones(3)], [[1.0, 2.0]]):
-        with pytest.raises(ConstraintError, match=r"values=...\)` .* shape, \(4,\), got"):
+        with pytest.raises(
+            ConstraintError, match=r"values=...\)` .* shape, \(4,\), got"
+        ):
             check_constraint(Bounded(), (4,), values=values)
         with pytest.raises(ConstraintError, match=r"outside=...\)` must be tensors"):
             check_constraint(Bounded(), (4,), outside=values)

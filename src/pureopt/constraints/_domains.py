@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -64,15 +63,7 @@ class Domain:
                 if value.is_complex()
                 else "Convert it with `.float()`.",
             )
-        self.require_shape(where, value.shape)
-
-    def require_shape(self, where: str, shape: Sequence[int]) -> None:
-        """Raise unless ``shape`` is one of this set.
-
-        Raises:
-            ConstraintError: Says which shapes are allowed.
-        """
-        event = shape[max(len(shape) - self.event_dims, 0) :]
+        event = value.shape[max(value.dim() - self.event_dims, 0) :]
         fits = len(event) == self.event_dims
         if self.event_dims > 1:
             fits = fits and 0 not in event
@@ -82,7 +73,7 @@ class Domain:
             raise ConstraintError(
                 where,
                 f"have a shape {self.shape} with every size at least 1, as {self.words}",
-                str(tuple(shape)),
+                str(tuple(value.shape)),
             )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import index
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -71,7 +73,7 @@ def isotonic(y: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
     It does not decrease in any rounding. (Pooling adjacent violators is linear in time
     but decides by values, one vector at a time.)
     """
-    k = y.shape[-1]
+    k = index(y.shape[-1])  # a number, also where the compiler has a symbol
     if k == 0:
         return y.clone()
     # A power of two that keeps the sums of the largest numbers from overflow.

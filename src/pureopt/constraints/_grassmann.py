@@ -110,7 +110,8 @@ class Grassmann(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``k (n - k)``."""
-        SEMI_ORTHOGONAL.require_shape("Grassmann.dim(shape)", shape)
+        y = torch.empty(tuple(shape), device="meta")
+        SEMI_ORTHOGONAL.require("Grassmann.dim(shape)", y)
         n, k = max(shape[-2:]), min(shape[-2:])
         return k * (n - k)
 

@@ -105,7 +105,8 @@ class Hurwitz(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n^2``."""
-        _HURWITZ.require_shape("Hurwitz.dim(shape)", shape)
+        y = torch.empty(tuple(shape), device="meta")
+        _HURWITZ.require("Hurwitz.dim(shape)", y)
         return shape[-1] ** 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

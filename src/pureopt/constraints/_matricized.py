@@ -67,8 +67,8 @@ class Matricized(Constraint):
 
     Args:
         inner: A constraint of matrices.
-        rows: The dimensions of the rows, negative.
-        cols: The dimensions of the columns, negative.
+        rows: The dimension of the rows, negative, or several.
+        cols: The dimension of the columns, negative, or several.
         groups: Into how many equal consecutive blocks the rows are cut.
 
     Raises:
@@ -79,22 +79,28 @@ class Matricized(Constraint):
         >>> import torch
         >>> import pureopt as po
         >>> from pureopt.constraints import Matricized, Orthogonal
-        >>> conv = torch.nn.Conv2d(4, 8, 3)
         >>> flat = Matricized(Orthogonal(), rows=-4, cols=(-3, -2, -1))
-        >>> flat.dim((8, 4, 3, 3))
-        252
-        >>> w = flat.project(conv.weight.detach()).flatten(1)
+        >>> apply, params, buffers = po.functionalize(torch.nn.Conv2d(4, 8, 3))
+        >>> params["weight"] = flat.project(params["weight"])
+        >>> space = po.constrain(params, {"weight": flat})
+        >>> {path: tuple(leaf.shape) for path, leaf in space.free.items()}
+        {'weight': (252,), 'bias': (8,)}
+        >>> def loss(params, images):
+        ...     return apply(params, buffers, images)[0].square().mean()
+        >>> step = po.make_step(loss, po.AdamW(0.1), space=space)
+        >>> carry, metrics = step(step.init(params), torch.ones(1, 4, 5, 5))
+        >>> w = step.params(carry)["weight"].flatten(1)
         >>> torch.allclose(w @ w.T, torch.eye(8), atol=1e-6)
         True
         >>> kernels = Matricized(Orthogonal(), rows=-4, cols=-3)
-        >>> y = kernels.project(conv.weight.detach())
+        >>> y = kernels.project(params["weight"])
         >>> kernels.right_inverse(y, kernels.bind(y)).shape
         torch.Size([3, 3, 22])
     """
 
     inner: Constraint
-    rows: int | tuple[int, ...]
-    cols: int | tuple[int, ...]
+    rows: int | Sequence[int]
+    cols: int | Sequence[int]
     groups: int = 1
 
     def __post_init__(self) -> None:
@@ -112,9 +118,11 @@ class Matricized(Constraint):
                 f"{self.inner!r}, of {self.inner.codomain.words}",
             )
         named = [*_dims(self.rows), *_dims(self.cols)]
-        for name, dims in (("rows", _dims(self.rows)), ("cols", _dims(self.cols))):
+        for name, given in (("rows", self.rows), ("cols", self.cols)):
+            dims = _dims(given)
             whole = all(isinstance(d, int) and d < 0 for d in dims)  # pyright: ignore[reportUnnecessaryIsInstance]
-            if not (dims and whole and len(set(named)) == len(named)):
+            once = all(named.count(d) == 1 for d in dims)
+            if not (dims and whole and once):
                 raise HyperparameterError(
                     f"Matricized({name}=...)",
                     "be a negative dimension or a tuple of them, each named once in "
@@ -122,6 +130,8 @@ class Matricized(Constraint):
                     repr(dims),
                     "The dimensions of a convolution are -4, -3, -2, -1.",
                 )
+            if not isinstance(given, int):
+                object.__setattr__(self, name, dims)  # hashable
         if not isinstance(self.groups, int) or self.groups < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise HyperparameterError(
                 "Matricized(groups=...)", "be an integer >= 1", repr(self.groups)
@@ -217,6 +227,12 @@ class Matricized(Constraint):
         ]
         whole = ~torch.stack(bad).any(0)
         return tree_map(lambda leaf: or_nan(whole, leaf, leaf.dim() - batch), x)
+
+    def rebind(self, x: Any, static: Any = ()) -> tuple[Any, MatricizedStatic]:
+        """What the inner constraint does to move its charts."""
+        static = _static("Matricized.rebind", static)
+        x, inner = self.inner.rebind(x, static.inner)
+        return x, MatricizedStatic(inner, static.shape)
 
     def check(self, y: Float[Tensor, "..."]) -> Bool[Tensor, "*batch"]:
         """Whether all matrices are in the inner set."""
@@ -341,8 +357,8 @@ class Matricized(Constraint):
         return violation.gather(-1, at)[..., 0], tolerance.gather(-1, at)[..., 0]
 
 
-def _dims(dims: int | tuple[int, ...]) -> tuple[int, ...]:
-    return dims if isinstance(dims, tuple) else (dims,)
+def _dims(dims: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(dims) if isinstance(dims, Sequence) else (dims,)
 
 
 def _static(where: str, static: Any) -> MatricizedStatic:

@@ -44,10 +44,14 @@ class Permutation(LinearSubspace):
     _inverse: Int[Tensor, "n"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        order = torch.as_tensor(self.order, device="cpu")
-        whole = not order.is_floating_point() and order.dim() == 1
+        try:
+            order = torch.as_tensor(self.order, device="cpu")
+        except (TypeError, ValueError, RuntimeError):  # no numbers, or too many depths
+            order = torch.empty(0)
         count = torch.arange(order.numel(), device="cpu")
-        if not whole or not torch.equal(order.sort().values, count) or not len(order):
+        kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        whole = order.dtype in kinds and order.dim() == 1 and len(order) > 0
+        if not whole or not torch.equal(order.long().sort().values, count):
             raise HyperparameterError(
                 "Permutation(order=...)",
                 "have each of 0, ..., n - 1 once, n >= 1",

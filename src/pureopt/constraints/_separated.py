@@ -151,7 +151,10 @@ def _check_ranks(where: str, ranks: Any, x: Tensor) -> None:
     """Raise unless the ranks are absent or an int64 per number."""
     if isinstance(ranks, tuple) and not ranks:
         return
-    if isinstance(ranks, Tensor) and (ranks.shape, ranks.dtype) == (x.shape, torch.int64):
+    if isinstance(ranks, Tensor) and (ranks.shape, ranks.dtype) == (
+        x.shape,
+        torch.int64,
+    ):
         return
     raise ConstraintError(
         where,

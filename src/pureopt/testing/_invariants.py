@@ -115,9 +115,8 @@ def derivatives(probe: Probe) -> Iterator[Measured]:
     if not v.numel():
         return
     for mode in (jacfwd, jacrev):
-        for order, slopes in (("first", mode(f)), ("second", mode(mode(f)))):
-            finite = bool(slopes(torch.zeros_like(v)).isfinite().all())
-            yield holds(f"{order} {mode.__name__} at zero is finite", finite)
+        slopes = mode(f)(torch.zeros_like(v))
+        yield holds(f"{mode.__name__} at zero is finite", bool(slopes.isfinite().all()))
     want = _slopes(f, v)
     for mode in (jacfwd, jacrev):
         name = f"|{mode.__name__} - differences|"
