@@ -19,8 +19,8 @@ def lines() -> dict[str, tuple[set[str], bool]]:
     for line in PAGE.read_text().splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if len(cells) == 4 and "`" in cells[1]:
-            methods = {LETTERS[letter] for letter in cells[2].split()}
-            for name in re.findall(r"`(\w+)`", cells[1]):
+            methods = {LETTERS[letter] for letter in cells[2]}
+            for name in re.findall(r"constraints\.(\w+)`", cells[1]):
                 found[name] = (methods, "\u2020" in cells[1])
     return found
 

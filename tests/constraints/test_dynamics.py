@@ -204,3 +204,45 @@ def test_hurwitz_says_what_it_takes():
         Hurwitz(torch.zeros(2)).forward(torch.zeros(3, 4))
     with pytest.raises(ConstraintError, match="max Re eigenvalue"):
         po.constrain(torch.eye(2), Hurwitz())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_right_inverse_leads_back_to_half_the_digits_or_is_nan(dtype):
+    """Upper triangular, from well to ill conditioned; once accepted 40 percent off."""
+    a = normal(100, 16, 16).triu(1)
+    y = (a - torch.linspace(0.1, 3, 100)[:, None, None] * torch.eye(16)).to(dtype)
+    assert bool(Hurwitz().check(y).all())
+    x = Hurwitz().right_inverse(y)
+    kept = x.isfinite().all(-1)
+    assert 10 < int(kept.sum()) < 100
+    error = (Hurwitz().forward(x) - y)[kept].abs().amax((-2, -1))
+    size = y[kept].abs().amax((-2, -1))
+    # Accepted before the rounding of x, which the condition may enlarge as much again.
+    assert bool((error <= 2 * torch.finfo(dtype).eps ** 0.5 * size).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 33])
+def test_the_round_trip_of_hurwitz_exists_at_the_radius(n, dtype):
+    signs = torch.where(normal(100, n * n, seed=n) > 0, 1, -1).to(dtype)
+    y = Hurwitz().forward(Hurwitz().radius(n, dtype) * signs)
+    assert bool(Hurwitz().check(y).all())
+    assert bool(Hurwitz().right_inverse(y).isfinite().all())
+
+
+def test_the_dimension_of_a_shape_that_does_not_exist_raises():
+    for c, shape in (
+        (Hurwitz(), (2, 3)),
+        (Symplectic(), (2, 4)),
+        (Symplectic(), (3, 3)),
+    ):
+        with pytest.raises(ConstraintError, match=r"dim\(shape\)` must have a shape"):
+            c.dim(shape)
+
+
+def test_a_symplectic_base_of_another_dtype_is_cast_as_the_leaf_says():
+    base = symplectic(1, (), generator())
+    y = Symplectic().forward(torch.zeros(3), base)
+    assert y.dtype == torch.float32
+    assert torch.equal(y, base.float())
+    assert float(Symplectic().right_inverse(y, base).abs().max()) == 0

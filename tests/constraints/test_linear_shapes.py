@@ -76,6 +76,24 @@ def test_a_static_of_another_shape_raises():
 
 
 @pytest.mark.parametrize(
+    "c", [Symmetric(), Circulant(), Masked(torch.eye(2) > 0), SumToZero()], ids=repr
+)
+def test_a_static_where_the_shape_is_known_raises(c):
+    static = LowerTriangular().bind(torch.empty(3, 2))
+    for call in (c.forward, c.log_abs_det):
+        with pytest.raises(
+            ConstraintError, match=r"static=\.\.\.\)` must be `\(\)`, got"
+        ):
+            call(torch.zeros(2), static)
+
+
+def test_a_tensor_that_is_no_shape_carrier_raises():
+    """The batch of values itself, where its static was meant."""
+    with pytest.raises(ConstraintError, match=r"static of a \(\.\.\., n, k\) value"):
+        LowerTriangular().forward(torch.zeros(5, 3), torch.zeros(5, 2, 2))
+
+
+@pytest.mark.parametrize(
     ("c", "length", "text"),
     [
         (
@@ -169,6 +187,14 @@ def test_a_shape_that_does_not_fit_raises():
         (lambda: Permutation(torch.eye(2)), "n >= 1, got tensor([[1., 0.]"),
         (lambda: Permutation(()), "n - 1 once, n >= 1, got ()"),
         (lambda: Permutation((0.5, 1)), "n - 1 once, n >= 1, got (0.5, 1)"),
+        (lambda: Permutation("ab"), "n - 1 once, n >= 1, got 'ab'"),
+        (lambda: Permutation(None), "n - 1 once, n >= 1, got None"),
+        (
+            lambda: Permutation(torch.tensor([False, True])),
+            "got tensor([False,  True])",
+        ),
+        (lambda: Permutation(torch.tensor([0j, 1])), "n >= 1, got tensor([0.+0.j, 1."),
+        (lambda: BlockDiagonal(5), "`BlockDiagonal(sizes=...)` must have at least one"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

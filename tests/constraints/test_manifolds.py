@@ -110,6 +110,20 @@ def test_a_grassmann_chart_of_another_shape_raises():
         Grassmann().forward(torch.zeros(6), wrong)
 
 
+def test_a_grassmann_frame_of_another_dtype_is_cast_as_the_leaf_says():
+    static = Grassmann().bind(haar(5, (), generator())[:, :2])
+    x = torch.linspace(-1, 1, 6)
+    y = Grassmann().forward(x, static)
+    assert y.dtype == torch.float32
+    # Some roundings of numbers below one, times a condition number below ten.
+    assert torch.allclose(Grassmann().right_inverse(y, static), x, rtol=0, atol=1e-5)
+
+
+def test_the_dimension_of_a_subspace_needs_a_matrix_shape():
+    with pytest.raises(ConstraintError, match=r"Grassmann\.dim\(shape\)` must have"):
+        Grassmann().dim((3,))
+
+
 # Unitary
 
 
@@ -198,11 +212,26 @@ def test_unitary_is_an_isometry_at_zero():
     assert_isometry(Unitary(), x, Unitary().bind(eye))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("n", "k"), [(11, 8), (36, 33), (64, 16)])
+def test_long_free_vectors_give_unitary_matrices(n, k, dtype):
+    """One of the two copies of each part is off by 150 tolerances for (11, 8)."""
+    static = Unitary().bind(torch.zeros(n, k, 2, dtype=dtype))
+    ones = torch.ones(Unitary().dim((n, k, 2)), dtype=dtype)
+    signs = torch.where(normal(ones.numel()) > 0, ones, -ones)
+    for x in (ones, signs):
+        y = Unitary().forward(0.5 * Unitary().radius(n, dtype) * x, static)
+        assert bool(Unitary().check(y))
+
+
 def test_a_unitary_value_is_stored_as_parts():
     with pytest.raises(ConstraintError, match=r"torch\.view_as_real"):
         Unitary().check(torch.zeros(2, 3, 3))
-    with pytest.raises(ConstraintError, match="real floating-point"):
+    with pytest.raises(ConstraintError, match=r"real floating-point.*view_as_real"):
         Unitary().check(torch.eye(3, dtype=torch.complex64))
+    for shape in ((3,), (3, 3), (3, 3, 3)):
+        with pytest.raises(ConstraintError, match=r"Unitary\.dim\(shape\)` must have"):
+            Unitary().dim(shape)
     with pytest.raises(ConstraintError, match=r"n\^2: 1, 4, 9"):
         Unitary().forward(torch.zeros(5))
     static = Unitary().bind(torch.zeros(3, 2, 2))

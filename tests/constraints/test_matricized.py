@@ -15,6 +15,7 @@ from pureopt.constraints import (
     Matricized,
     Orthogonal,
     Positive,
+    PowerSpectralNorm,
     Skew,
     Symmetric,
     WeightNorm,
@@ -176,6 +177,31 @@ def test_the_inner_constraint_says_what_there_is():
     assert FLAT.offers("log_abs_det")
     assert FLAT.offers("sample")
     assert not Matricized(Symmetric(), rows=-2, cols=-1).offers("sample")
+
+
+def test_dimensions_may_come_in_a_list():
+    c = Matricized(Orthogonal(), rows=[-4], cols=[-3, -2, -1])
+    assert c == Matricized(Orthogonal(), rows=(-4,), cols=(-3, -2, -1))
+    assert isinstance(hash(c), int)
+    assert torch.equal(c.project(weight(5, 3, 2, 2)), FLAT.project(weight(5, 3, 2, 2)))
+
+
+def test_charts_move_as_the_inner_constraint_moves_them():
+    """Power iteration: a value whose estimate is too far off has no right inverse."""
+    inner = PowerSpectralNorm()
+    c = Matricized(inner, rows=-4, cols=(-3, -2, -1))
+    static = c.bind(c.project(weight(5, 3, 2, 2)))
+    w = weight(5, 3, 2, 2, seed=1)
+    assert not bool(c.check(c.forward(w.flatten(1), static)))
+    x, moved = w.flatten(1), static.inner
+    for _ in range(3):
+        x, moved = inner.rebind(x, moved)
+    y, after = w.flatten(1), static
+    for _ in range(3):
+        y, after = c.rebind(y, after)
+    assert torch.equal(after.inner, moved)
+    assert torch.equal(y, x)
+    assert torch.equal(after.shape, static.shape)
 
 
 def test_composition_needs_the_matrices_the_inner_constraint_takes():

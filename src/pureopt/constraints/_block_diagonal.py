@@ -52,7 +52,9 @@ class BlockDiagonal(SparseSubspace):
                 repr(self.sizes),
             )
         object.__setattr__(self, "sizes", sizes)
-        ones = [torch.ones(block, dtype=torch.bool, device="cpu") for block in self.blocks]
+        ones = [
+            torch.ones(block, dtype=torch.bool, device="cpu") for block in self.blocks
+        ]
         inside = torch.block_diag(*ones).flatten()
         object.__setattr__(self, "_positions", inside.nonzero()[:, 0])
 

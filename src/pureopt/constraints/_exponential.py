@@ -19,6 +19,8 @@ from pureopt.constraints._householder import reflectors, ut_transform
 from pureopt.constraints._numeric import (
     all_finite,
     finite_or_zero,
+    identity,
+    max_abs,
     or_nan,
     over_event,
     scaled,
@@ -66,7 +68,8 @@ class Exponential(OrthogonalMap):
         """``2 (10 / (n^3 eps))^(1/4)``, with the eps of at least float32.
 
         The squares of the angles are off by eps times the largest, which is at most
-        ``(n max|x| / 2)^2``; the Newton-Schulz step squares the error.
+        ``(n max|x| / 2)^2``; the Newton-Schulz step squares the error. The round trip
+        holds where no angle is close to an odd multiple of pi, and is NaN there.
         """
         return 2 * (10 / (n**3 * working_eps(dtype))) ** 0.25
 
@@ -85,7 +88,7 @@ class Exponential(OrthogonalMap):
     def blocks(
         self, q: Float[Tensor, "*batch n k"], base: Any
     ) -> tuple[Tensor, Tensor, Bool[Tensor, "*batch"]]:
-        """The principal logarithms; angles of pi are off the chart."""
+        """The principal logarithms; off the chart close to angles of pi."""
         return exponential_blocks(unreflect(q, base))
 
     def log_abs_det(self, a: Tensor, b: Tensor) -> Float[Tensor, "*batch"]:
@@ -115,29 +118,38 @@ def exponential_blocks(
 ) -> tuple[Tensor, Tensor, Bool[Tensor, "*batch"]]:
     r"""The inverse of :func:`exponential_columns`, with angles below pi.
 
+    In the chart is what they take back to ``q``: half turns, and what is so close to
+    them that the digits are lost, they do not.
+    """
+    k = q.shape[-1]
+    a, b = _logarithms(q) if q.shape[-2] > k else (rotation_logarithm(q), q[..., k:, :])
+    gap = max_abs(exponential_columns(a, b) - q)
+    reach = max_abs(torch.cat([a, b], -2)).clamp(min=1)
+    slack = scaled(reach, 20 * math.sqrt(q.shape[-2]) * torch.finfo(q.dtype).eps)
+    # No better than `q` is orthonormal.
+    return a, b, gap <= slack + max_abs(q.mT @ q - identity(q))
+
+
+def _logarithms(q: Float[Tensor, "*batch n k"]) -> tuple[Tensor, Tensor]:
+    r"""The skew block, and the block below it.
+
     Of :math:`Q_1 = U C V^T` the turn is ``exp(A) = U V^T``. It must be a rotation: if it
     is not, the smallest cosine is negative, and that angle above a quarter turn.
     """
     k = q.shape[-1]
     top, below = q[..., :k, :], q[..., k:, :]
-    if not below.shape[-2]:
-        a, inside = rotation_logarithm(q)
-        return a, below, inside
     u, c, vh = torch.linalg.svd(finite_or_zero(top))
     mirrored = (chart_signs(u @ vh).prod(-1) < 0)[..., None]
     last = torch.arange(k, device=q.device) == k - 1
     turned = mirrored & last
     c = torch.where(turned, -c, c)
     u = torch.where(turned[..., None, :], -u, u)
-    a, inside = rotation_logarithm(u @ vh)
     w = below @ vh.mT
     s2 = w.square().sum(-2)
     moved = s2 > 0
     s = torch.where(moved, s2, torch.ones_like(s2)).sqrt()
     angle = torch.where(moved, torch.atan2(s, c) / s, torch.ones_like(s))
-    b = (w * angle[..., None, :]) @ u.mT
-    # A half turn without a direction.
-    return a, b, inside & (moved | (c > 0)).all(-1)
+    return rotation_logarithm(u @ vh), (w * angle[..., None, :]) @ u.mT
 
 
 def rotations_log_abs_det(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -47,13 +48,17 @@ class Householder(OrthogonalMap):
     """
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
-        """``0.1 / eps``, with the eps of at least float32, or half of what overflows.
+        """``0.01 / (sqrt(n) eps)``, with the eps of at least float32.
 
-        Orthonormal beyond, too, but there the distance ``2 / |v|^2`` of ``q`` from ``-e``
-        is lost to rounding.
+        Orthonormal beyond, too, but there the entries ``1 / |v|`` of ``q`` below its
+        diagonal are lost to rounding. Half of what overflows where that is less.
         """
-        del n
-        return min(0.1 / working_eps(dtype), torch.finfo(dtype).max / 2)
+        lost = 0.01 / (math.sqrt(n) * working_eps(dtype))
+        return min(lost, torch.finfo(dtype).max / 2)
+
+    def amplification(self, reach: Tensor, shape: torch.Size) -> Tensor:
+        """``sqrt(n)``, whatever ``x``: reflections do not grow."""
+        return torch.full_like(reach, math.sqrt(shape[-2]))
 
     def columns(self, a: Tensor, b: Tensor, base: Any) -> Float[Tensor, "*batch n k"]:
         """The columns of the product."""

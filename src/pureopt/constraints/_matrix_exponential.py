@@ -98,7 +98,8 @@ class MatrixExponential(Constraint):
         """``1 / (2 sqrt(n eps))``, with the eps of at least float32.
 
         The error before the Newton-Schulz step grows with the largest angle, and the
-        step squares it.
+        step squares it. The round trip holds where no angle is close to an odd multiple
+        of pi, and is NaN there.
         """
         return 0.5 * (n * working_eps(dtype)) ** -0.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ from pureopt.constraints._cayley import (
 )
 from pureopt.constraints._domains import SEMI_ORTHOGONAL, VECTOR, Domain
 from pureopt.constraints._numeric import (
+    max_abs,
     or_nan,
+    scaled,
     shape_of,
     tall,
     working,
@@ -178,6 +181,15 @@ class Orthogonal(Constraint):
     ) -> Float[Tensor, "*batch"]:
         """``10 max(rows, columns) eps``, at most one half."""
         return orthonormality_tolerance(y)
+
+    def rounding(
+        self, x: Float[Tensor, "*batch d"], y: Float[Tensor, "*batch rows columns"]
+    ) -> Float[Tensor, "*batch"]:
+        """``20 eps sqrt(n)`` times :meth:`OrthogonalMap.amplification`."""
+        q = tall(y)
+        reach = max_abs(x, 1).to(y.dtype).clamp(min=1)
+        least = 20 * math.sqrt(q.shape[-2]) * torch.finfo(y.dtype).eps
+        return scaled(self.map.amplification(reach, q.shape), least)
 
     def project(
         self, y: Float[Tensor, "*batch rows columns"]

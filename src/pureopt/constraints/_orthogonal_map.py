@@ -41,6 +41,16 @@ class OrthogonalMap(ABC):
     def radius(self, n: int, dtype: torch.dtype) -> float:
         """As :meth:`Constraint.radius`, over the entries of the blocks."""
 
+    def amplification(self, reach: Tensor, shape: torch.Size) -> Tensor:
+        """How often the rounding error of a map without growth a round trip makes.
+
+        Args:
+            reach: ``max|x|``, at least 1.
+            shape: The shape of the tall matrix.
+        """
+        del shape
+        return reach
+
     def bind(self, q: Float[Tensor, "*batch n k"]) -> Any:
         """The point that zero goes to, as a tree of tensors; ``()`` if it is fixed."""
         del q

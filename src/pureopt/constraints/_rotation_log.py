@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from pureopt.constraints._cayley import chart_signs
 from pureopt.constraints._numeric import (
     all_finite,
     finite_or_zero,
     identity,
     inverse,
-    max_abs,
     scaled,
 )
 
@@ -25,8 +23,10 @@ _TERMS = 11
 
 def rotation_logarithm(
     r: Float[Tensor, "*batch n n"],
-) -> tuple[Float[Tensor, "*batch n n"], Bool[Tensor, "*batch"]]:
-    r"""The skew ``S`` with ``exp(S) = R`` and angles below pi, and whether it is.
+) -> Float[Tensor, "*batch n n"]:
+    r"""The skew ``S`` with ``exp(S) = R`` and angles below pi.
+
+    Of half turns and reflections, which have none, it is anything, NaN or not.
 
     .. math::
         \log R = 8 \log R^{1/8} = 16 \operatorname{artanh} C, \qquad
@@ -44,17 +44,14 @@ def rotation_logarithm(
     for steps in _NEWTON:
         root = _polar(root + eye, steps)
     c = (root - eye) @ inverse(root + eye)
-    c = scaled(c - c.mT, 0.5)
+    c = _skew(c)
     c2 = c @ c
     series = scaled(eye, 1 / (2 * _TERMS - 1))
     for i in range(_TERMS - 1, 0, -1):
         series = c2 @ series + scaled(eye, 1 / (2 * i - 1))
     s = scaled(c @ series, 16)
-    s = s + _residual(s, r)
-    last = _residual(s, r)
-    # Off the chart the iteration has not ended, and of a reflection it has no root.
-    closed = max_abs(last) <= torch.finfo(r.dtype).eps ** 0.5
-    return s + last, closed & (chart_signs(r).prod(-1) > 0)
+    s = s + _missing(s, r)
+    return s + _missing(s, r)
 
 
 def _polar(z: Tensor, steps: int) -> Tensor:
@@ -64,9 +61,12 @@ def _polar(z: Tensor, steps: int) -> Tensor:
     return z
 
 
-def _residual(s: Tensor, r: Tensor) -> Tensor:
+def _missing(s: Tensor, r: Tensor) -> Tensor:
     """What is missing in ``exp(S) = R`` to first order: the skew part of exp(-S) R."""
-    safe = finite_or_zero(s)
-    gap = torch.matrix_exp(-safe) @ r
-    gap = scaled(gap - gap.mT, 0.5)
+    gap = _skew(torch.matrix_exp(-finite_or_zero(s)) @ r)
     return torch.where(all_finite(s)[..., None, None], gap, s)
+
+
+def _skew(a: Tensor) -> Tensor:
+    """The skew part."""
+    return scaled(a - a.mT, 0.5)

@@ -144,13 +144,11 @@ class Unitary(Constraint):
     ) -> Float[Tensor, "*batch rows columns 2"]:
         """The matrix; see the class."""
         rows, columns, signs = _chart("Unitary.forward", x, static)
-        k = min(rows, columns)
-        a, b = _blocks(working(x), rows, columns)
-        q = flip(cayley_columns(_real(a), _real(b))[..., :k], signs)
-        # Real and imaginary part of the square on top, then those of the rest.
-        top = torch.stack([q[..., :k, :], q[..., k : 2 * k, :]], -1)
-        rest = q[..., 2 * k :, :].unflatten(-2, (_PARTS, -1)).movedim(-3, -1)
-        y = torch.cat([top, rest], -3)
+        a, b = map(_real, _blocks(working(x), rows, columns))
+        q = cayley_columns(a, b)
+        square = a.shape[-1]
+        blocks = [_complex(q[..., :square, :]), _complex(q[..., square:, :])]
+        y = _flip(torch.cat(blocks, -3), signs)
         return (y if rows >= columns else y.transpose(-2, -3)).to(x.dtype)
 
     def right_inverse(
@@ -160,20 +158,12 @@ class Unitary(Constraint):
         q = _tall("Unitary.right_inverse(y)", y)
         k = q.shape[-2]
         signs = _checked_signs("Unitary.right_inverse", static, y)
-        re, im = (flip(part, signs) for part in q.unbind(-1))
-        q = torch.stack([re, im], -1)
+        q = _flip(q, signs)
         split = torch.cat([_real(q[..., :k, :, :]), _real(q[..., k:, :, :])], -2)
         a, b, inside = cayley_blocks(split)
-        hermitian = scaled(a[..., k:, :k] + a[..., k:, :k].mT, 0.5)
-        parts = b[..., :k].unflatten(-2, (_PARTS, -1)).movedim(-3, -1)
-        x = torch.cat(
-            [
-                pack(a[..., :k, :k]),
-                Symmetric().right_inverse(hermitian),
-                parts.flatten(-3),
-            ],
-            -1,
-        )
+        skew, hermitian = _complex(a).unbind(-1)
+        free = [pack(skew), Symmetric().right_inverse(hermitian)]
+        x = torch.cat([*free, _complex(b).flatten(-3)], -1)
         keep = self.check(y) & inside & (max_abs(x, 1) <= self.radius(0, y.dtype))
         return or_nan(keep, x, 1).to(y.dtype)
 
@@ -231,6 +221,21 @@ def _real(z: Float[Tensor, "*batch n k 2"]) -> Float[Tensor, "*batch 2*n 2*k"]:
     """The real matrix that multiplies as the complex one: ``[[Re, -Im], [Im, Re]]``."""
     re, im = z.unbind(-1)
     return torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
+
+
+def _complex(r: Float[Tensor, "*batch 2*n 2*k"]) -> Float[Tensor, "*batch n k 2"]:
+    """The complex matrix nearest to a real one: the inverse of :func:`_real`.
+
+    The two copies of each part differ by what rounding left before the Newton-Schulz
+    step; their mean is unitary up to the square of that, one copy only up to that.
+    """
+    (a, b), (c, d) = (half.tensor_split(2, -1) for half in r.tensor_split(2, -2))
+    return scaled(torch.stack([a + d, c - b], -1), 0.5)
+
+
+def _flip(z: Float[Tensor, "*batch n k 2"], signs: Any) -> Tensor:
+    """``Z D``; the signs may be absent."""
+    return torch.stack([flip(part, signs) for part in z.unbind(-1)], -1)
 
 
 def _signs(q: Float[Tensor, "*batch n k 2"]) -> Int8[Tensor, "*batch k"]:

@@ -145,6 +145,8 @@ def remove(module: M, name: str, *, leave_parametrized: bool = True) -> M:
 class _Link(nn.Module):
     """A constraint as torch's parametrizations are: modules with a right inverse."""
 
+    like: Tensor
+
     def __init__(self, constraint: Constraint, where: str, y: Tensor) -> None:
         super().__init__()
         self.constraint = constraint
@@ -215,7 +217,8 @@ def _own_class(module: nn.Module) -> None:
     """
     if parametrize.is_parametrized(module):
         cls = type(module)
-        module.__class__ = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
+        own: Any = type(cls.__name__, cls.__bases__, dict(cls.__dict__))
+        module.__class__ = own
 
 
 def _require_like(where: str, value: Tensor, like: Tensor) -> None:
