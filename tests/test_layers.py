@@ -76,7 +76,8 @@ def module_id(path: Path) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=module_id)
 def test_a_module_neither_syncs_nor_draws_globally_nor_forgets_the_device(path):
     found = violations(path.read_text())
-    if module_id(path) == "testing/_conduct.py":  # that nothing is drawn is its business
+    # That nothing is drawn is its business.
+    if module_id(path) == "testing/_conduct.py":
         found = [call for call in found if not call.endswith("get_rng_state")]
     assert found == []
 

@@ -126,6 +126,12 @@ def test_the_determinant_keeps_its_sign():
         assert float(torch.linalg.det(c.forward(step * x + step, static))) < 0
 
 
+def test_a_shape_without_samples_raises():
+    for shape in ((), (3,), (0, 3), (3, 0)):
+        with pytest.raises(ConstraintError, match="have a shape"):
+            BoundedSingularValues(0, 1).sample(random.key(0), shape)
+
+
 def test_wrong_bounds_and_lengths_raise():
     with pytest.raises(HyperparameterError, match=r"be above low = 2, got 1"):
         BoundedSpectrum(2, 1)

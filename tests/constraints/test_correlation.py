@@ -153,6 +153,16 @@ def test_a_singular_correlation_matrix_round_trips():
     assert torch.allclose(MATRIX.forward(x), y, rtol=0, atol=2e-6)
 
 
+def test_a_large_matrix_with_another_diagonal_is_no_correlation_matrix():
+    c, y = Correlation(), torch.full((300, 300), 0.5)
+    y.fill_diagonal_(1.0)
+    assert bool(c.check(y))
+    # The spectrum, of norm 150, would feel the difference only from 2e-2.
+    y.fill_diagonal_(1.001)
+    assert not bool(c.check(y))
+    assert bool(c.right_inverse(y).isnan().all())
+
+
 def test_wrong_lengths_and_shapes_raise():
     with pytest.raises(ConstraintError, match=r"n \(n - 1\) / 2: 0, 1, 3, 6"):
         MATRIX.forward(torch.ones(2))

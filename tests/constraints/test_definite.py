@@ -14,6 +14,7 @@ from pureopt.constraints import (
     BoundedSpectrum,
     CholeskyFactor,
     Correlation,
+    CorrelationCholesky,
     FixedRank,
     FixedRankStatic,
     LogEuclidean,
@@ -224,6 +225,41 @@ def test_a_static_of_another_shape_raises():
         PositiveSemidefinite(1).forward(torch.ones(3), torch.arange(2))
     with pytest.raises(ConstraintError, match="empty tensor of shape"):
         LowRank(1).forward(torch.ones(7), torch.ones(4, 3))
+
+
+def test_what_is_no_static_raises():
+    y = torch.eye(3)
+    for static in (None, 0, [], {}):
+        with pytest.raises(ConstraintError, match="be an empty tensor of shape"):
+            LowRank(3).right_inverse(y, static)
+        with pytest.raises(ConstraintError, match="be an empty tensor of shape"):
+            LowRank(3).forward(torch.zeros(18), static)
+    c = PositiveSemidefinite(2)
+    with pytest.raises(ConstraintError, match="be an int64 tensor of row numbers"):
+        c.forward(c.right_inverse(torch.diag(torch.tensor([1.0, 2.0, 0.0]))), y[0])
+
+
+def test_a_factor_that_is_not_finite_is_no_factor_and_has_no_projection():
+    factor = torch.eye(2).repeat(5, 1, 1)
+    factor[1, 0, 0] = -torch.inf
+    factor[2, 1, 1] = torch.inf
+    factor[3, 1, 0] = torch.inf
+    factor[4, 1, 0] = torch.nan
+    for c in (CholeskyFactor(), CorrelationCholesky()):
+        assert c.check(factor).tolist() == [True, False, False, False, False]
+        assert bool(c.right_inverse(factor)[1:].isnan().all())
+        assert bool(c.project(factor)[1:].isnan().all())
+
+
+@pytest.mark.parametrize(
+    "c", [PositiveDefinite(), PositiveSemidefinite(), BoundedSpectrum(0, 9)], ids=repr
+)
+def test_asymmetry_is_measured_entry_by_entry_in_large_matrices_too(c):
+    y = torch.full((300, 300), 0.01) + torch.eye(300)
+    assert bool(c.check(y))
+    # Two hundred times the rounding of the entries: a spectrum would not feel it.
+    y[0, 1] += 200 * torch.finfo(torch.float32).eps
+    assert not bool(c.check(y))
 
 
 def test_composition_asks_for_symmetric_matrices():

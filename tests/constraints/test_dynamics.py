@@ -246,3 +246,21 @@ def test_a_symplectic_base_of_another_dtype_is_cast_as_the_leaf_says():
     assert y.dtype == torch.float32
     assert torch.equal(y, base.float())
     assert float(Symplectic().right_inverse(y, base).abs().max()) == 0
+
+
+def test_singular_matrices_are_not_symplectic_however_large():
+    """A tolerance relative to the size alone would take the missing form for rounding."""
+    flat = torch.diag(torch.tensor([1e4, 1e4, 0.0, 0.0]))
+    y = torch.stack([flat, 1e8 * torch.ones(4, 4), 1e3 * torch.eye(4, 4).roll(1, 0)])
+    assert not bool(Symplectic().check(y).any())
+    assert bool(Symplectic().right_inverse(y, Symplectic().bind(y)).isnan().all())
+    exact = torch.diag(torch.tensor([2.0**20, 1.0, 2.0**-20, 1.0]))
+    assert bool(Symplectic().check(exact))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12, 1e30])
+def test_rates_have_no_units(size):
+    y = (hurwitz(5, (20,), generator()) * size).float()
+    x = Hurwitz().right_inverse(y)
+    # Eigenvalues left of -0.1: condition numbers up to some 1e4.
+    assert float((Hurwitz().forward(x) - y).abs().max()) < 1e-3 * size

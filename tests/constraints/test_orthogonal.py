@@ -68,9 +68,10 @@ def test_square_orthogonal_is_the_chain():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_structured_points_on_the_radius_stay_orthonormal(shape, dtype):
+def test_structured_points_beyond_the_radius_stay_orthonormal(shape, dtype):
     static, dim = standard(*shape, dtype)
-    radius = Orthogonal().radius(max(shape), dtype)
+    # Eight times the radius, where the round trip ends.
+    radius = torch.finfo(dtype).eps ** -0.25
     ones = torch.ones(dim, dtype=dtype)
     spike = torch.zeros(dim, dtype=dtype)
     spike[-1:] = 1
@@ -93,6 +94,18 @@ def test_cayley_stays_orthogonal_up_to_its_radius_in_float32(n):
     plain = torch.linalg.solve(eye - a / 2, eye + a / 2)
     if n in {3, 33}:
         assert not bool(Cayley().check(plain).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+def test_what_was_made_on_the_radius_of_cayley_comes_back(n, dtype):
+    radius = Cayley().radius(n, dtype)
+    signs = torch.randint(0, 2, (200, n, n), generator=generator()) * 2 - 1
+    a = (signs.tril(-1) - signs.tril(-1).mT).to(dtype) * radius
+    y = Cayley().forward(a)
+    x = Cayley().right_inverse(y)
+    gap = (Cayley().forward(x) - y).abs().amax((-2, -1))
+    assert bool((gap <= Cayley().rounding(x, y)).all())
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12])

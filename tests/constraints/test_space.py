@@ -16,6 +16,7 @@ from pureopt.constraints import (
     Box,
     Cayley,
     Constraint,
+    LogEuclidean,
     Masked,
     Orthogonal,
     Product,
@@ -360,6 +361,20 @@ def test_a_matrix_off_the_set_is_named_measured_and_shown_the_way_out():
     told = message(ConstraintError, torch.ones(2, 2), Skew() >> Cayley())
     assert "must satisfy Skew() >> Cayley(): max|Y^T Y - I| <= 2.4e-06, got 2" in told
     assert "`(Skew() >> Cayley()).project(params)`" in told
+
+
+@pytest.mark.parametrize(
+    ("constraint", "chain"),
+    [
+        (Cayley(), r"`Skew\(\) >> Cayley\(\)`"),
+        (LogEuclidean(), r"`Symmetric\(\) >> LogEuclidean\(\)`"),
+    ],
+    ids=str,
+)
+def test_a_constraint_that_takes_structured_values_is_refused(constraint, chain):
+    # A step of an optimizer would take a skew matrix off the skew ones.
+    with pytest.raises(ConstraintError, match=rf"params\['w'\]\).* Write {chain}"):
+        constrain({"w": torch.eye(2)}, constraint)
 
 
 def test_the_worst_matrix_of_a_batch_is_reported():

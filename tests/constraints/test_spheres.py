@@ -171,6 +171,17 @@ def test_a_norm_that_is_no_number_raises(norm):
         Ball(norm=norm)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("c", [Sphere(), Ball()], ids=repr)
+def test_long_vectors_of_few_digits_still_need_their_norm(c, dtype):
+    """Ten roundings times the root of the length were half of the norm in bfloat16."""
+    y = torch.full((64,), 1 / 8, dtype=dtype)
+    assert bool(c.check(y))
+    longer = y * (1 + 16 * torch.finfo(dtype).eps)
+    assert not bool(c.check(longer))
+    assert bool(c.right_inverse(longer).isnan().all())
+
+
 def test_shapes_that_do_not_fit_raise():
     with pytest.raises(ConstraintError, match="at least one entry"):
         Sphere().bind(torch.zeros(2, 0))
@@ -179,6 +190,10 @@ def test_shapes_that_do_not_fit_raise():
     signs = torch.ones(3, dtype=torch.int8)
     with pytest.raises(ConstraintError, match="signs of shape"):
         Sphere().forward(torch.zeros(2, 4), signs)
+    with pytest.raises(ConstraintError, match="signs of shape"):
+        Sphere().log_abs_det(torch.zeros(2, 4), signs)
+    with pytest.raises(ConstraintError, match="have a shape"):
+        Ball().sample(po.random.key(0), ())
     with pytest.raises(ConstraintError, match=r"\(n - 1\) 3 for signs of 3 columns"):
         UnitColumns().forward(torch.zeros(4), signs)
     with pytest.raises(ConstraintError, match=r"n \(n - 1\) without static"):

@@ -159,6 +159,10 @@ def test_constraints_registered_one_after_the_other_compose():
 def test_what_does_not_compose_is_refused():
     layer = nn.Linear(3, 3)
     nn.init.eye_(layer.weight)
+    # The first takes free numbers; appended to others it need not.
+    with pytest.raises(ConstraintError, match=r"Write `Skew\(\) >> Cayley\(\)`"):
+        register(layer, "weight", Cayley())
+    assert not hasattr(layer, "parametrizations")
     register(layer, "weight", Symmetric())
     # Torch accepts it; the error of orthogonality is two thousand.
     with pytest.raises(CompositionError, match=r"Write `Skew\(\) >> Cayley\(\)`"):

@@ -102,11 +102,11 @@ class Ball(Constraint):
         return (length(scaled(working(y), 1 / self.norm)) - 1).clamp(min=0)
 
     def tolerance(self, y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-        """``10 sqrt(n) eps``, at most one half."""
+        """``4 eps + 10 sqrt(n) eps'``, see :func:`sum_tolerance`."""
         return sum_tolerance(y)
 
     def rounding(self, x: Any, y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-        """``20 sqrt(n) eps`` times the norm."""
+        """Twice the tolerance, times the norm."""
         del x
         return scaled(sum_tolerance(y), 2 * self.norm)
 
@@ -124,6 +124,8 @@ class Ball(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "*batch n"]:
         """Uniform in the ball."""
+        like = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        BALL.require("Ball.sample(shape=...)", like)
         wide = torch.promote_types(dtype, torch.float32)
         for_direction, for_length = _random.split(key)
         u = direction(_random.normal(for_direction, shape, dtype=wide))

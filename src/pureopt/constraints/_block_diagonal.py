@@ -44,7 +44,7 @@ class BlockDiagonal(SparseSubspace):
     _positions: Int[Tensor, "d"] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        sizes = tuple(self.sizes) if isinstance(self.sizes, Sequence) else ()
+        sizes = tuple(self.sizes) if isinstance(self.sizes, Sequence) else ()  # pyright: ignore[reportUnnecessaryIsInstance]
         if not sizes or not all(map(_is_block, sizes)):
             raise HyperparameterError(
                 "BlockDiagonal(sizes=...)",

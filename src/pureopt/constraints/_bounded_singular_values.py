@@ -194,6 +194,9 @@ class BoundedSingularValues(Constraint):
         """
         if self.low != 0:
             self._lacks("sample")
+        like = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        where = "BoundedSingularValues.sample(shape=...)"
+        BOUNDED_SINGULAR_VALUES.require(where, like)
         m, n = shape[-2:]
         columns = haar(key, (*shape[:-2], m + n + 1, n), dtype)
         return columns[..., :m, :] * self.high
@@ -204,6 +207,9 @@ class BoundedSingularValues(Constraint):
         r"""From those of the factors, and the singular values ``s``.
 
         .. math:: (m - n) \sum_i \log s_i + \sum_{i < j} \log \tfrac12 (s_i + s_j)
+
+        Its second derivatives lose ``eps`` over the relative gap of two singular values,
+        and are NaN where two are equal; the first ones are right there too.
         """
         m, n = _shape("BoundedSingularValues.log_abs_det(x)", x, static)
         first, second = _halves(x, m, n)

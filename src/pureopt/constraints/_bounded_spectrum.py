@@ -109,7 +109,7 @@ class BoundedSpectrum(Constraint):
     def rule(self) -> str:
         """Asymmetry, and the eigenvalues beyond the bounds."""
         low, high = self.low, self.high
-        return f"max(|Y - Y^T|, {low} - lambda_min(Y), lambda_max(Y) - {high})"
+        return f"max(n |Y - Y^T|, {low} - lambda_min(Y), lambda_max(Y) - {high})"
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n (n + 1) / 2``."""
@@ -198,6 +198,9 @@ class BoundedSpectrum(Constraint):
         .. math:: \tfrac n2 (n + 1) \log \tfrac{h - l}{2} - (n + 1) \sum_i \log \cosh
             \lambda_i + \sum_{i < j} \log \frac{\sinh(\lambda_i - \lambda_j)}
             {\lambda_i - \lambda_j}
+
+        Its second derivatives lose ``eps`` over the relative gap of two eigenvalues, and
+        are NaN where two are equal; the first ones are right there too.
         """
         del static
         triangle_size("BoundedSpectrum.log_abs_det(x)", x)

@@ -17,7 +17,7 @@ from pureopt._tree import (
     tree_unflatten,
 )
 from pureopt.constraints._base import Constraint
-from pureopt.constraints._door import enter, own
+from pureopt.constraints._door import enter, own, require_start
 from pureopt.constraints._product import Product
 from pureopt.constraints._space import Space, key
 
@@ -40,8 +40,9 @@ def constrain(params: Any, spec: Spec) -> Space:
 
     Raises:
         ConstraintError: If a leaf is outside its set, with the path, the rule, the
-            measured violation and the way out; if its shape does not fit; if a glob
-            matches no path.
+            measured violation and the way out; if its shape does not fit; if its
+            constraint takes structured values (`Cayley()`), with the chain to write; if
+            a glob matches no path.
         TreeError: If a leaf is not a floating tensor.
 
     Example:
@@ -66,6 +67,7 @@ def constrain(params: Any, spec: Spec) -> Space:
         y = leaf.detach()
         if path in constraints:
             where, name = f"constrain(params{key(path)})", f"params{key(path)}"
+            require_start(where, constraints[path])
             x, statics[path] = enter(where, name, y, constraints[path], hint)
             free.append(x)
         else:

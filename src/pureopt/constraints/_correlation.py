@@ -97,7 +97,7 @@ class Correlation(Constraint):
     @property
     def rule(self) -> str:
         """Asymmetry, the diagonal, and negative eigenvalues."""
-        return "max(|Y - Y^T|, |Y_ii - 1|, -lambda_min(Y))"
+        return "max(n |Y - Y^T|, n |Y_ii - 1|, -lambda_min(Y))"
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
@@ -130,7 +130,7 @@ class Correlation(Constraint):
         """Asymmetry, the diagonal, and negative eigenvalues."""
         CORRELATION.require("Correlation(y)", y)
         a = working(y)
-        unit = max_abs(diagonal(a) - 1, 1)
+        unit = scaled(max_abs(diagonal(a) - 1, 1), a.shape[-1] + 0.0)
         return torch.stack([asymmetry(a), unit, -eigenvalues(a)[..., 0]]).amax(0)
 
     def tolerance(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:

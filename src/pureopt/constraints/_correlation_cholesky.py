@@ -22,6 +22,7 @@ from pureopt.constraints._cholesky_factor import (
 )
 from pureopt.constraints._domains import VECTOR, Domain
 from pureopt.constraints._numeric import (
+    all_finite,
     identity,
     max_abs,
     or_nan,
@@ -145,7 +146,8 @@ class CorrelationCholesky(Constraint):
         a = torch.where((identity(a) > 0) & (a < floor), floor, a)
         # By the largest entry first: the squares can neither overflow nor vanish.
         a = a / a.abs().amax(-1, keepdim=True)
-        return (a / torch.linalg.vector_norm(a, dim=-1, keepdim=True)).to(y.dtype)
+        nearest = a / torch.linalg.vector_norm(a, dim=-1, keepdim=True)
+        return or_nan(all_finite(y), nearest, 2).to(y.dtype)
 
     def sample(
         self,

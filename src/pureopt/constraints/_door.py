@@ -43,6 +43,26 @@ def enter(
     return tree_map(own, x), static
 
 
+def require_start(where: str, constraint: Constraint) -> None:
+    """Raise unless any free value will do, so that an optimizer may move it.
+
+    Args:
+        where: How the value was passed, for messages.
+        constraint: The constraint.
+
+    Raises:
+        ConstraintError: Names the chain to write.
+    """
+    domain = constraint.domain
+    if domain.made_by:
+        raise ConstraintError(
+            where,
+            "be constrained from free numbers",
+            f"`{constraint!r}`, which takes {domain.words}",
+            f"Write `{domain.made_by} >> {constraint!r}`.",
+        )
+
+
 def own(leaf: Tensor) -> Tensor:
     """A contiguous copy without history."""
     return leaf.detach().clone(memory_format=torch.contiguous_format)

@@ -94,7 +94,7 @@ class DoublyStochastic(Constraint):
     def radius(self, n: int, dtype: torch.dtype) -> float:
         """30 up to ``n = 200``, then ``6000 / n``: where the steps are enough, measured.
 
-        Beyond, sums may be off: :meth:`check` tells.
+        Beyond, what they leave off the set is NaN.
         """
         del dtype
         return 30 * min(1.0, 200 / n)
@@ -102,9 +102,10 @@ class DoublyStochastic(Constraint):
     def forward(
         self, x: Float[Tensor, "*batch d"], static: Any = ()
     ) -> Float[Tensor, "*batch n n"]:
-        """The matrix; see the class."""
+        """The matrix; see the class. NaN if the steps were too few, see :meth:`radius`."""
         del static
-        return _balanced(_logits("forward", x))[0].to(x.dtype)
+        y = _balanced(_logits("forward", x))[0].to(x.dtype)
+        return or_nan(self.check(y), y, 2)
 
     def right_inverse(
         self, y: Float[Tensor, "*batch n n"], static: Any = ()
@@ -125,7 +126,7 @@ class DoublyStochastic(Constraint):
         return torch.maximum(simplex_error(y).amax(-1), simplex_error(y.mT).amax(-1))
 
     def tolerance(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
-        """``10 sqrt(n) eps``, at most one half."""
+        """``4 eps + 10 sqrt(n) eps'``, see :func:`sum_tolerance`."""
         return sum_tolerance(y[..., 0])
 
     def log_abs_det(
@@ -136,7 +137,8 @@ class DoublyStochastic(Constraint):
         :math:`L` is :math:`I - P^T P` without its last row and column. The Jacobian is
         the inverse of ``diag(1/P)`` between matrices of sums zero; its determinant is
         that of ``diag(P)`` on the complement by Jacobi's complementary minors, and
-        :math:`L` has that of ``I - P^T P`` by the matrix-tree theorem.
+        :math:`L` has that of ``I - P^T P`` by the matrix-tree theorem. NaN where
+        :meth:`forward` is.
         """
         del static
         p, logs = _balanced(_logits("log_abs_det", x))
@@ -145,7 +147,8 @@ class DoublyStochastic(Constraint):
         # Not .diagonal(), about which inductor warns.
         pivots = torch.where(_diagonal(lu), lu.abs(), torch.ones_like(lu))
         volume = logs.sum((-2, -1)) - pivots.log().sum((-2, -1))
-        return (volume + 2 * (n - 1) * math.log(n)).to(x.dtype)
+        volume = volume + 2 * (n - 1) * math.log(n)
+        return or_nan(self.check(p.to(x.dtype)), volume, 0).to(x.dtype)
 
 
 def _balanced(x: Float[Tensor, "*batch n n"]) -> tuple[Tensor, Tensor]:

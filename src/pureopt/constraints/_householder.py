@@ -48,13 +48,12 @@ class Householder(OrthogonalMap):
     """
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
-        """``0.01 / (sqrt(n) eps)``, with the eps of at least float32.
+        """``0.1 / sqrt(n eps)``, with the eps of at least float32.
 
-        Orthonormal beyond, too, but there the entries ``1 / |v|`` of ``q`` below its
-        diagonal are lost to rounding. Half of what overflows where that is less.
+        Orthonormal beyond, too, but there what several reflections leave of each other
+        in ``q``, ``1 / |v|^2``, is lost to rounding, and with it the chart.
         """
-        lost = 0.01 / (math.sqrt(n) * working_eps(dtype))
-        return min(lost, torch.finfo(dtype).max / 2)
+        return 0.1 / math.sqrt(n * working_eps(dtype))
 
     def amplification(self, reach: Tensor, shape: torch.Size) -> Tensor:
         """``sqrt(n)``, whatever ``x``: reflections do not grow."""

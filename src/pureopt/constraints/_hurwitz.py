@@ -240,9 +240,10 @@ def _lyapunov(b: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     With ``W = (p I - B)^{-1}`` and ``M = 2 p W - I`` the equation is
     ``P = M^T P M + 4 p W^T W``, and the solution a series whose partial sums double.
     The shift ``p`` is the geometric mean of the largest and smallest eigenvalue, by
-    their norms.
+    their norms. All in units of ``max|B|``, whose fourth powers might overflow.
     """
-    eye = identity(b)
+    unit = max_abs(b)[..., None, None]
+    b, eye = b / unit, identity(b)
     norms = (m.square().sum((-2, -1), keepdim=True) for m in (b, inverse(b)))
     shift = torch.div(*norms) ** 0.25
     w = inverse(torch.where(eye > 0, shift - b, -b))
@@ -260,7 +261,7 @@ def _lyapunov(b: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     p = solution(eye + eye)
     # One refinement: what is left over is solved for again.
     p = p + solution(b.mT @ p + p @ b + eye + eye)
-    return scaled(p + p.mT, 0.5)
+    return scaled(p + p.mT, 0.5) / unit
 
 
 def _kronecker_sum(b: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n*n n*n"]:

@@ -136,6 +136,9 @@ class LogEuclidean(Constraint):
         .. math:: \tfrac{n + 1}{2} \operatorname{tr} A + \sum_{i < j} \log
             \frac{\sinh \delta_{ij}}{\delta_{ij}}, \qquad
             \delta_{ij} = \tfrac12 (\lambda_i - \lambda_j)
+
+        Its second derivatives lose ``eps`` over the relative gap of two eigenvalues, and
+        are NaN where two are equal; the first ones are right there too.
         """
         del static
         SYMMETRIC.require("LogEuclidean.log_abs_det(x)", x)

@@ -163,7 +163,7 @@ class PositiveDefinite(Constraint):
         return (weighted + log_softplus_slope(a) + constant).to(x.dtype)
 
 
-DEFINITE_RULE = "max(|Y - Y^T|, -lambda_min(Y)) (infinite unless every Y_ii > 0)"
+DEFINITE_RULE = "max(n |Y - Y^T|, -lambda_min(Y)) (infinite unless every Y_ii > 0)"
 
 
 def definite_violation(

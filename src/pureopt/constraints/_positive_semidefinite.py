@@ -101,7 +101,7 @@ class PositiveSemidefinite(Constraint):
     def rule(self) -> str:
         """Asymmetry, and the eigenvalues that are negative or too many."""
         rest = "" if self.rank is None else f", lambda_{self.rank + 1}(Y)"
-        return f"max(|Y - Y^T|, -lambda_min(Y){rest})"
+        return f"max(n |Y - Y^T|, -lambda_min(Y){rest})"
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n r - r (r - 1) / 2``."""
@@ -215,8 +215,8 @@ def symmetric_part(y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"
 
 
 def asymmetry(y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
-    """``max|Y - Y^T|``."""
-    return max_abs(y - y.mT)
+    """``n max|Y - Y^T|``: no eigenvalue moves by more if all entries do."""
+    return scaled(max_abs(y - y.mT), y.shape[-1] + 0.0)
 
 
 def eigenvalues(y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n"]:
@@ -329,7 +329,8 @@ def check_order(where: str, order: Any, shape: torch.Size) -> None:
     """
     if isinstance(order, tuple) and not order:
         return
-    if isinstance(order, Tensor) and order.shape == shape:
+    fits = isinstance(order, Tensor) and order.dtype == torch.int64
+    if fits and order.shape == shape:
         return
     raise ConstraintError(
         where,

@@ -110,7 +110,7 @@ class RowStochastic(Constraint):
         return simplex_error(y).amax(-1)
 
     def tolerance(self, y: Float[Tensor, "*batch n K"]) -> Float[Tensor, "*batch"]:
-        """``10 sqrt(K) eps``, at most one half."""
+        """``4 eps + 10 sqrt(K) eps'``, see :func:`sum_tolerance`."""
         return sum_tolerance(y[..., 0, :])
 
     def project(self, y: Float[Tensor, "*batch n K"]) -> Float[Tensor, "*batch n K"]:
@@ -126,7 +126,9 @@ class RowStochastic(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "*batch n K"]:
         """Independent rows, each uniform on the simplex."""
-        return uniform_on_simplex(key, shape, dtype)
+        y = uniform_on_simplex(key, shape, dtype)
+        ROW_STOCHASTIC.require("RowStochastic.sample(shape=...)", y)
+        return y
 
     def log_abs_det(
         self, x: Float[Tensor, "*batch d"], static: Any = ()

@@ -63,7 +63,7 @@ class OnSimplex(Constraint, ABC):
         return simplex_error(y)
 
     def tolerance(self, y: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch"]:
-        """``10 sqrt(K) eps``, at most one half."""
+        """``4 eps + 10 sqrt(K) eps'``, see :func:`sum_tolerance`."""
         return sum_tolerance(y)
 
     def project(self, y: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch K"]:

@@ -23,6 +23,7 @@ from pureopt.constraints._numeric import (
     or_nan,
     scaled,
     working,
+    working_eps,
 )
 
 SPHERE = Domain("a vector of a given norm", "(..., n)", 1, inside=(VECTOR,))
@@ -121,11 +122,11 @@ class Sphere(Constraint):
         return norm_error(y, self.norm)
 
     def tolerance(self, y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-        """``10 sqrt(n) eps``, at most one half."""
+        """``4 eps + 10 sqrt(n) eps'``, see :func:`sum_tolerance`."""
         return sum_tolerance(y)
 
     def rounding(self, x: Any, y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-        """``20 sqrt(n) eps`` times the norm."""
+        """Twice the tolerance, times the norm."""
         del x
         return scaled(sum_tolerance(y), 2 * self.norm)
 
@@ -153,8 +154,8 @@ class Sphere(Constraint):
         self, x: Float[Tensor, "*batch d"], static: Any = ()
     ) -> Float[Tensor, "*batch"]:
         r""":math:`-(n - 1) \log(1 + t)`."""
-        del static
         VECTOR.require("Sphere.log_abs_det(x)", x)
+        check_signs("Sphere.log_abs_det(static=...)", static, x.shape[:-1])
         return sphere_log_abs_det(working(x), self.norm).to(x.dtype)
 
     def _require(self, method: str, y: Tensor) -> None:
@@ -223,11 +224,13 @@ def norm_error(y: Float[Tensor, "*batch n"], norm: float) -> Float[Tensor, "*bat
 
 
 def sum_tolerance(y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-    """``10 sqrt(n) eps``, at most one half so that zero is no unit vector.
+    """``4 eps + 10 sqrt(n) eps'``, at most one half so that zero is no unit vector.
 
-    What rounding ``n`` entries, one by one at random, does to their sum or norm.
+    The first term is the storage of the entries in the leaf's dtype, each to its own
+    digits; the second the rounding of ``n`` terms, at random, in at least float32.
     """
-    tolerance = 10 * math.sqrt(y.shape[-1]) * torch.finfo(y.dtype).eps
+    tolerance = 4 * torch.finfo(y.dtype).eps
+    tolerance += 10 * math.sqrt(y.shape[-1]) * working_eps(y.dtype)
     return torch.full_like(working(y).sum(-1), min(tolerance, 0.5))
 
 

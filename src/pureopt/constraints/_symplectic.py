@@ -55,7 +55,9 @@ class Symplectic(Constraint):
     The set is not bounded, and the chart ends: the map is undefined where ``A`` has an
     eigenvalue 2, which no ``x`` inside :meth:`radius` has, and ``Y`` is off the chart
     where :math:`B^{-1} Y` has an eigenvalue -1. To go farther, move the base with
-    :meth:`rebind`. Accuracy is relative to :math:`|Y|^2`, which is the condition number.
+    :meth:`rebind`. Accuracy is relative to :math:`|Y|^2`, which is the condition number:
+    where ``10 n eps |Y|^2`` passes one half, rounding may make ``Y`` singular, and
+    :meth:`check` is False unless the entries happen to be exact.
 
     References:
         Hairer, Lubich and Wanner (2006), section IV.8 (the Cayley transform of quadratic
@@ -147,10 +149,10 @@ class Symplectic(Constraint):
         return max_abs(_dual(z) @ z - identity(z))
 
     def tolerance(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
-        """``10 n eps max(1, max|y|)^2``, at most half that square."""
+        """``10 n eps max(1, max|y|)^2``, at most one half so that zero never passes."""
         size = max_abs(working(y)).clamp(min=1)
-        share = min(10 * y.shape[-1] * torch.finfo(y.dtype).eps, 0.5)
-        return scaled(size * size, share)
+        share = 10 * y.shape[-1] * torch.finfo(y.dtype).eps
+        return scaled(size * size, share).clamp(max=0.5)
 
     def rounding(self, x: Any, y: Tensor) -> Float[Tensor, "*batch"]:
         """``20 eps sqrt(n) max(1, max|y|)^3``: its size times the condition number."""

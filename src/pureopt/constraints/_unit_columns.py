@@ -122,13 +122,13 @@ class UnitColumns(Constraint):
         return norm_error(y.mT, self.norm).amax(-1)
 
     def tolerance(self, y: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch"]:
-        """``10 sqrt(n) eps``, at most one half."""
+        """``4 eps + 10 sqrt(n) eps'``, see :func:`sum_tolerance`."""
         return sum_tolerance(y[..., 0])
 
     def rounding(
         self, x: Any, y: Float[Tensor, "*batch n k"]
     ) -> Float[Tensor, "*batch"]:
-        """``20 sqrt(n) eps`` times the norm."""
+        """Twice the tolerance, times the norm."""
         del x
         return scaled(sum_tolerance(y[..., 0]), 2 * self.norm)
 

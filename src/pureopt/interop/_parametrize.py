@@ -17,7 +17,7 @@ from pureopt._tree import (
     tree_unflatten,
 )
 from pureopt.constraints import Constraint
-from pureopt.constraints._door import enter
+from pureopt.constraints._door import enter, require_start
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -52,7 +52,8 @@ def register(module: M, name: str, constraint: Constraint) -> M:
     Raises:
         ConstraintError: If there is no such parameter, or its value is outside the set,
             with the rule, the measured violation and the way out. So does an assignment,
-            also of another shape, dtype or device; it then changes nothing.
+            also of another shape, dtype or device; it then changes nothing. If the first
+            takes structured values (`Cayley()`), with the chain to write.
         CompositionError: If it does not fit to what is registered already.
 
     Example:
@@ -82,6 +83,7 @@ def register(module: M, name: str, constraint: Constraint) -> M:
     _require_parameter(where, module, name)
     if parametrize.is_parametrized(module, name):
         return _append(module, name, constraint)
+    require_start(f"register({type(module).__name__}.{name})", constraint)
     # The value of the module, before anything is touched: a bad one changes nothing.
     link = _linked(module, name, constraint, getattr(module, name).detach())
     _own_class(module)

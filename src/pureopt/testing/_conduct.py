@@ -142,12 +142,15 @@ def composition(probe: Probe) -> Iterator[Measured]:
 
 def removal(probe: Probe) -> Iterator[Measured]:
     """On a tree, the value survives, and so does the set of leaves."""
-    c = probe.constraint
+    c, x = probe.constraint, probe.x
     if isinstance(probe.y, Tensor):
+        if probe.packed is not None:
+            c = probe.packed >> c
+            x = c.right_inverse(probe.y, c.bind(probe.y))
         params: Any = {"w": probe.y, "b": probe.y.new_zeros(2)}
         space = constrain(params, {"w": c})
         back = space.forward(space.free)
-        yield _distance("|value - assigned|", c, probe.x, back["w"], params["w"])
+        yield _distance("|value - assigned|", c, x, back["w"], params["w"])
         yield holds("free leaves are kept", torch.equal(back["b"], params["b"]))
         yield holds("the keys are kept", list(back) == list(params))
         again = space.right_inverse(back)
