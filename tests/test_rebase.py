@@ -24,6 +24,7 @@ from pureopt.constraints import (
     SpecialOrthogonal,
     Sphere,
     Symmetric,
+    Symplectic,
     Unitary,
     UnitColumns,
     WeightNorm,
@@ -350,6 +351,25 @@ def test_rebasing_keeps_the_answer_and_the_structure_of_the_carry(name):
     assert float(metrics["loss"]) < first / 4
 
 
+@pytest.mark.parametrize(
+    "constraint", [Orthogonal(), Orthogonal(Exponential()), Symplectic()], ids=str
+)
+def test_a_rebased_carry_looks_to_a_compiled_step_like_the_first(constraint):
+    eye = torch.eye(4, dtype=torch.float64)
+    space = po.constrain({"w": eye}, {"w": constraint})
+    step = po.make_step(lambda p: p["w"].square().sum(), po.Adam(0.1), space=space)
+    carry = step.init({"w": eye})
+    # A compiled step guards what is the same object, and strides: none may be lost.
+    pairs = zip(tree_leaves(carry.static), tree_leaves(space.static), strict=True)
+    assert carry.static is not space.static
+    assert not any(a is b for a, b in pairs)
+    carry, _ = step(carry._replace(free={"w": carry.free["w"] + 0.3}))
+    rebased = step.rebase(carry)
+    assert not torch.equal(rebased.free["w"], carry.free["w"])
+    for a, b in zip(tree_leaves(rebased), tree_leaves(carry), strict=True):
+        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
 def test_momentum_is_transported_and_the_step_count_goes_on():
     step, start = rotating_step(po.SGD(0.05, momentum=0.9))
     carry = step.init(start)
@@ -494,10 +514,7 @@ def test_rebasing_often_does_not_disturb_adam():
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-)
-def test_a_compiled_rebase_of_an_ensemble_is_the_eager_one(backend):
+def test_a_compiled_rebase_of_an_ensemble_is_the_eager_one():
     ys = haar(3, (2,), gen())
     space = po.constrain({"w": ys[0]}, {"w": Orthogonal()})
     static = po.constrain({"w": ys}, {"w": Orthogonal()}).static
@@ -507,7 +524,7 @@ def test_a_compiled_rebase_of_an_ensemble_is_the_eager_one(backend):
     init = vmap(lambda y, s: step.init({"w": y}, static=s))
     carry = init(ys, static)
     carry, _ = vmap(step)(carry, target)
-    compiled = torch.compile(vmap(step.rebase), fullgraph=True, backend=backend)
+    compiled = torch.compile(vmap(step.rebase), fullgraph=True, backend="aot_eager")
     want = vmap(step.rebase)(carry)
     for a, b in zip(tree_leaves(compiled(carry)), tree_leaves(want), strict=True):
         # The same kernels up to decompositions: roundings of order-one numbers.

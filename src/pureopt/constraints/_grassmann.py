@@ -20,6 +20,7 @@ from pureopt.constraints._cayley import (
     orthonormality_error,
     orthonormality_tolerance,
     polar_factor,
+    polished,
 )
 from pureopt.constraints._domains import SEMI_ORTHOGONAL, VECTOR, Domain
 from pureopt.constraints._numeric import (
@@ -155,7 +156,7 @@ class Grassmann(Constraint):
                 "Take it from `bind`; under vmap, map over the basis and it alike.",
             )
         z = tall(working(y))
-        q = z @ static.frame.to(z.dtype).mT
+        q = z @ _sharp(static.frame, z).mT
         a, b, _ = cayley_blocks(q)
         # Another basis, or one off the chart, is not what the free vector leads to; for
         # long vectors that is known up to the condition of the map.
@@ -249,4 +250,16 @@ def _chart(where: str, x: Tensor, static: Any) -> tuple[Tensor, Tensor, bool]:
                 "Under vmap, map over the free value and the static alike.",
             )
     b = working(x).reshape(*batch, n - k, k)
-    return b, static.frame.to(b.dtype), rows < columns
+    return b, _sharp(static.frame, b), rows < columns
+
+
+def _sharp(frame: Tensor, like: Tensor) -> Tensor:
+    """The frame in the dtype of ``like``, and orthogonal to its precision.
+
+    It may have been bound in a lower one, by a module that was converted since. Each
+    step squares the error: three lead from bfloat16 to float64.
+    """
+    frame = frame.to(like.dtype)
+    for _ in range(3):
+        frame = polished(frame)
+    return frame

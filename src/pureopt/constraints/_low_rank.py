@@ -125,7 +125,7 @@ class LowRank(Constraint):
     ) -> Float[Tensor, "*batch d"]:
         """The balanced factors; NaN where the rank of ``y`` is too large."""
         self._require("right_inverse(y)", y)
-        if not (isinstance(static, tuple) and not static):
+        if _given(static):
             check_shape("LowRank.right_inverse(static=...)", static, y.shape)
         u, s, vh = truncated_svd(working(y), self.rank)
         half = s.sqrt().unsqueeze(-2)
@@ -162,7 +162,7 @@ class LowRank(Constraint):
         VECTOR.require("LowRank.forward(x)", x)
         length = operator.index(x.shape[-1])
         m = n = length // (2 * self.rank)
-        if not (isinstance(static, tuple) and not static):
+        if _given(static):
             check_shape("LowRank.forward(static=...)", static, (*x.shape[:-1], -1, -1))
             m, n = static.shape[-3:-1]
         if min(m, n) < self.rank or (m + n) * self.rank != length:
@@ -174,6 +174,11 @@ class LowRank(Constraint):
                 "Without static the matrix is square; take the static from `bind`.",
             )
         return m, n
+
+
+def _given(static: Any) -> bool:
+    """Whether it is anything but the empty tuple."""
+    return not (isinstance(static, tuple) and not static)
 
 
 def truncated_svd(

@@ -329,8 +329,11 @@ def check_order(where: str, order: Any, shape: torch.Size) -> None:
     """
     if isinstance(order, tuple) and not order:
         return
-    fits = isinstance(order, Tensor) and order.dtype == torch.int64
-    if fits and order.shape == shape:
+    if (
+        isinstance(order, Tensor)
+        and order.dtype == torch.int64
+        and order.shape == shape
+    ):
         return
     raise ConstraintError(
         where,

@@ -16,6 +16,7 @@ from pureopt._tree import (
     tree_flatten,
     tree_items,
     tree_leaves,
+    tree_map,
     tree_match,
     tree_paths,
     tree_select,
@@ -132,7 +133,9 @@ class Space:
             chart = constraint.rebind(values[path], old[path])
             before = (values[path], old[path])
             inside = _every(torch.isfinite, chart[0])
-            values[path], new[path] = tree_select(inside, chart, before)
+            chosen = tree_select(inside, chart, before)
+            # The strides of `space.static`, or a compiled step would compile anew.
+            values[path], new[path] = tree_map(torch.Tensor.contiguous, chosen)
             moved[path] = inside & ~_every(torch.eq, values[path], before[0])
         rebound = self._tree(values)
         transport = Transport(

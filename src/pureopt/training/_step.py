@@ -111,9 +111,10 @@ class Step:
         else:
             static = self.space.static if static is None else static
             params = self.space.right_inverse(params, static)
-        # A copy: the carry must not change when the module is trained in place.
-        free = tree_map(
-            lambda p: p.clone(memory_format=torch.contiguous_format), params
+        # Copies: the carry must not change when the module is trained in place, and a
+        # compiled step must not see that its static is at first that of the space.
+        free, static = tree_map(
+            lambda p: p.clone(memory_format=torch.contiguous_format), (params, static)
         )
         state = self.transform.init(free)
         return Carry(free, static, () if buffers is None else buffers, state)
