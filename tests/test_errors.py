@@ -291,6 +291,25 @@ def test_make_step_takes_a_transform():
     assert "be an optimizer, got the class `SGD`. Pass for example `AdamW" in message
 
 
+def test_make_step_takes_a_space():
+    spec = {"w": po.constraints.Orthogonal()}
+    message = told(po.PureoptError, po.make_step, batch_loss, po.Adam(), space=spec)
+    assert "be a `Space`, got `dict`. Make one" in message
+    assert "`pureopt.constrain(params, spec)`" in message
+
+
+@pytest.mark.parametrize(
+    "of", [lambda m: m, nn.Module.parameters], ids=["it", "leaves"]
+)
+def test_a_module_in_place_of_its_parameters_is_shown_the_way(of):
+    positive = po.constraints.Positive()
+    message = told(po.TreeError, po.constrain, of(nn.Linear(2, 2)), positive)
+    assert (
+        "Take the params of a module from `pureopt.functionalize(module)`." in message
+    )
+    assert "functionalize" not in told(po.TreeError, po.constrain, 1.0, positive)
+
+
 STEP = po.make_step(batch_loss, po.SGD(lr=0.1))
 CARRY = STEP.init(torch.ones(2))
 BATCH = (torch.ones(2),)

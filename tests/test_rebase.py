@@ -136,6 +136,21 @@ def test_pairings_of_gradients_and_tangents_do_not_change():
     torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_where_the_right_inverse_has_no_slope_tangents_are_forgotten(k):
+    # Of a tall exponential at its base: equal singular values, but for k = 1.
+    space, old = drifted(haar(6, (), gen())[:, :k], Orthogonal(Exponential()))
+    new, static, transport = space.rebind(old)
+    before, after = (
+        grad(loss_of(space))(*chart) for chart in ((old, space.static), (new, static))
+    )
+    # As above, for gradients: their slope is that at the old free value.
+    torch.testing.assert_close(transport(before), after, rtol=1e-12, atol=1e-12)
+    tangents = tree_map(torch.ones_like, old)
+    moved = transport.tangents(tangents)["w"]
+    assert (k == 1) == bool(moved.abs().max() > 0)
+
+
 def test_a_chart_of_subspaces_transports_gradients_of_subspaces():
     space, old = drifted(haar(6, (), gen())[:, :3], Grassmann())
     weights = torch.randn(6, 6, generator=gen(3), dtype=torch.float64)

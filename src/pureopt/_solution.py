@@ -71,3 +71,9 @@ class Solution(NamedTuple, Generic[P]):
     evaluations: Tensor
     state: Any
     aux: Any
+
+    def __repr__(self) -> str:
+        """Field by field, without the numbers of the state, which are many."""
+        told = {name: repr(value) for name, value in self._asdict().items()}
+        told["state"] = f"{type(self.state).__name__}(...)"
+        return f"Solution({', '.join(f'{k}={v}' for k, v in told.items())})"

@@ -8,7 +8,7 @@ two trees match when their keys match: the order of the first one rules.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
@@ -126,6 +126,8 @@ def _way_out(leaf: Any) -> str:
             "Keep such tensors outside `params` (in buffers, or closed over), "
             "or convert them with `.float()`."
         )
+    if isinstance(leaf, torch.nn.Module | Iterator):
+        return "Take the params of a module from `pureopt.functionalize(module)`."
     return (
         "Nodes are tuple, list, dict, OrderedDict and NamedTuple; convert numbers with "
         "`torch.tensor`, other containers to a dict."

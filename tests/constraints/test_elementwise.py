@@ -305,6 +305,8 @@ def test_wrong_bounds_are_refused_at_construction():
         (lambda: GreaterThan(INF), "must be finite, got inf. `Box` takes infinite"),
         (lambda: LessThan(torch.nan), "must be finite, got nan"),
         (lambda: LessThan("1"), "must be a number or a tensor, got `str`"),
+        (lambda: Box([0.0, 1.0]), "got `list`. Convert several with `torch.tensor`"),
+        (lambda: Box(None, 1.0), "got `NoneType`.*`inf` stands for none"),
         (lambda: GreaterThan(True), "got `bool`"),
         (lambda: GreaterThan(torch.tensor(1)), "floating-point tensor, got dtype"),
         (lambda: Interval(1, 1), "low < high, got 1 and 1. Leave a fixed number out"),
@@ -321,8 +323,14 @@ def test_bounds_must_broadcast_to_the_values():
     c = Interval(torch.zeros(3), 1.0)
     assert c.forward(torch.zeros(2, 3)).shape == (2, 3)
     for shape in ((), (1,), (3, 2)):
-        with pytest.raises(ConstraintError, match=r"low=.*broadcasts.*, got \(3,\)"):
+        with pytest.raises(
+            ConstraintError, match=r"low=.*broadcast.*bound of shape \(3,"
+        ):
             c.forward(torch.zeros(shape))
+    with pytest.raises(
+        ConstraintError, match=r"bound of shape \(3,\), a value of \(2,"
+    ):
+        po.constrain(torch.full((2,), 0.5), c)
     with pytest.raises(ConstraintError, match=r"Positive.forward\(x\).*be a tensor"):
         Positive().forward(1.0)
 

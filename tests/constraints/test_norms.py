@@ -9,7 +9,14 @@ import torch
 from torch.func import grad, grad_and_value, hessian, jacfwd, jacrev, vmap
 from torch.nn.utils import parametrizations
 
-from pureopt import ConstraintError, HyperparameterError, random
+from pureopt import (
+    Adam,
+    ConstraintError,
+    HyperparameterError,
+    constrain,
+    make_step,
+    random,
+)
 from pureopt.constraints import (
     Lipschitz,
     PowerSpectralNorm,
@@ -212,6 +219,24 @@ def test_rebinding_follows_a_moving_matrix():
     stale = float(c.violation(c.forward(x, c.bind(y))))
     assert max(errors) < 0.02  # rtol of the norm
     assert errors[-1] < 0.1 * stale
+
+
+def test_a_loss_that_gains_from_the_norm_outgrows_a_stale_vector():
+    """What the documentation says: five steps of iteration, and rebase now and then."""
+    a, start = randn(12, 12, seed=1), SpectralNorm().project(randn(12, 12))
+
+    def sigma(c, every):
+        step = make_step(
+            lambda w: -(a * w).sum(), Adam(0.02), space=constrain(start, c)
+        )
+        carry = step.init(start)
+        for i in range(1, 41):
+            carry, _ = step(carry)
+            carry = carry if i % every else step.rebase(carry)
+        return float(torch.linalg.matrix_norm(step.params(carry), 2))
+
+    assert sigma(PowerSpectralNorm(), every=41) > 2
+    assert sigma(PowerSpectralNorm(steps=5), every=10) < 1.1
 
 
 def test_the_estimate_is_never_above_the_largest_singular_value():

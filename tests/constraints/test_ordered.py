@@ -301,6 +301,25 @@ def test_constrain_tells_the_missing_gap():
         po.constrain({"cut": torch.tensor([0.0, 0.5])}, {"cut": Ordered(1.0)})
 
 
+@pytest.mark.parametrize("min_gap", [0.0, 1e-3])
+def test_neighbors_at_the_smallest_gap_stay_and_others_part(min_gap):
+    goal = torch.arange(5.0, dtype=torch.float64)
+
+    def left_of(start):
+        space = po.constrain(start, Ordered(min_gap))
+
+        def objective(free):
+            return (space.forward(free) - goal).square().sum()
+
+        return float(po.minimize(objective, space.free).value)
+
+    ties = torch.zeros(5, dtype=torch.float64)
+    # All in the middle, 10 = 4 + 1 + 0 + 1 + 4, but for the smallest gaps.
+    assert left_of(Ordered(min_gap).project(ties)) > 9.9
+    # The square of a gradient of 1.5e-8, over the slopes of the gaps.
+    assert left_of(Ordered(min_gap=0.1).project(ties)) < 1e-12
+
+
 @pytest.mark.slow
 @pytest.mark.compile
 def test_inductor_gets_values_and_gradients_right():

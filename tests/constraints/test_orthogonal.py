@@ -221,8 +221,13 @@ def test_a_static_of_another_shape_raises():
         ConstraintError, match=r"signs of shape \(3,\), got shape \(4,\)"
     ):
         Orthogonal().forward(torch.zeros(9), wrong)
+    for y in (torch.eye(2, 3), torch.eye(3, 5)):
+        with pytest.raises(ConstraintError, match=r"shape of its static, \(5, 3\)"):
+            Orthogonal().right_inverse(y, static)
     with pytest.raises(ConstraintError, match="signs of shape"):
-        Orthogonal().right_inverse(torch.eye(2, 3), static)
+        Orthogonal().right_inverse(torch.eye(5, 3), wrong)
+    with pytest.raises(ConstraintError, match="signs of shape"):
+        Cayley().log_abs_det(torch.zeros(2, 2), static.signs)
     with pytest.raises(ConstraintError, match=r"signs of shape \(2,\), got `list`"):
         Cayley().forward(torch.zeros(2, 2), [1, 1])
     with pytest.raises(ConstraintError, match=r"last dimension n \(n - 1\) / 2"):

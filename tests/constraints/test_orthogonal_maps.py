@@ -353,6 +353,13 @@ def test_samples_have_the_moments_of_the_haar_measure(shape):
         assert abs(float(trace.square().mean()) - 1) < slack * math.sqrt(2)
 
 
+def test_samples_have_shapes_of_the_set():
+    with pytest.raises(ConstraintError, match=r"sample\(shape\).*orthonormal"):
+        Orthogonal().sample(random.key(0), (3,))
+    with pytest.raises(ConstraintError, match=r"sample\(shape\).*rotation"):
+        SpecialOrthogonal().sample(random.key(0), (5, 3))
+
+
 def test_sampled_rotations_are_uniform():
     m = 20_000
     y = SpecialOrthogonal().sample(random.key(6), (m, 3, 3), dtype=torch.float64)

@@ -234,6 +234,14 @@ def test_a_stacked_side_with_an_unstacked_one_raises():
         space.right_inverse(torch.stack([torch.eye(3)] * 2))
 
 
+def test_a_space_of_a_stack_inside_vmap_is_told_to_be_of_one_member():
+    stack = torch.stack([torch.eye(3)] * 2)
+    space = constrain(stack, Orthogonal())
+    for method, value in ((space.forward, space.free), (space.right_inverse, stack)):
+        with pytest.raises(ConstraintError, match="Inside vmap, use the space of one"):
+            vmap(method)(value)
+
+
 @pytest.mark.compile
 def test_a_space_compiles_and_differentiates():
     space = constrain(model(), {"layers.*.weight": Orthogonal()})

@@ -157,6 +157,14 @@ def test_constraints_registered_one_after_the_other_compose():
     assert layer.parametrizations.weight.original.shape == (3,)
 
 
+def test_something_else_than_a_module_is_refused():
+    for other, got in ((nn.Linear, "the class `Linear`"), ("weight", "`str`")):
+        with pytest.raises(ConstraintError, match=f"be given a module, got {got}"):
+            register(other, "weight", Orthogonal())
+        with pytest.raises(ConstraintError, match=f"be given a module, got {got}"):
+            remove(other, "weight")
+
+
 def test_what_does_not_compose_is_refused():
     layer = nn.Linear(3, 3)
     nn.init.eye_(layer.weight)

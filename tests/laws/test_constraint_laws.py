@@ -340,6 +340,18 @@ def test_wrong_shapes_and_dtypes_raise(row):
     if isinstance(c.right_inverse(y, c.bind(y)), Tensor):
         with pytest.raises(ConstraintError, match="be a tensor"):
             c.forward([1.0])
+    if c.codomain.event_dims:
+        with pytest.raises(ConstraintError):
+            c.dim(())
+    if c.codomain.square:
+        with pytest.raises(ConstraintError):
+            c.dim((2, 3))
+    if c.offers("sample"):
+        with pytest.raises(ConstraintError, match="floating-point"):
+            c.sample(po.random.key(0), y.shape, dtype=torch.int32)
+        if c.codomain.event_dims:
+            with pytest.raises(ConstraintError):
+                c.sample(po.random.key(0), ())
 
 
 def test_the_names_of_the_rows_are_unique():

@@ -470,3 +470,11 @@ def test_waits_for_the_device_once_in_check_every_steps(solver, check_every):
 def test_wrong_input(call, message):
     with pytest.raises(po.PureoptError, match="(?s)" + message):
         call()
+
+
+def test_a_solution_shows_its_numbers_but_not_the_state():
+    solution = po.minimize(bowl, torch.zeros(2))
+    told = repr(solution)
+    assert told.startswith("Solution(params=tensor([1., 1.]), value=tensor(0.)")
+    assert told.endswith("state=LBFGSState(...), aux=())")
+    assert len(told) < 250

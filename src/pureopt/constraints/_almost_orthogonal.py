@@ -100,6 +100,7 @@ class AlmostOrthogonal(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """The number of entries."""
+        self._require_shape("dim", shape)
         return self._bounded.dim(shape)
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

@@ -70,6 +70,7 @@ class Ball(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n``."""
+        self._require_shape("dim", shape)
         return shape[-1]
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

@@ -197,11 +197,19 @@ class Constraint(ABC):
         """
         return getattr(type(self), method) is not getattr(Constraint, method)
 
+    def _require_shape(
+        self, method: str, shape: Sequence[int], dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Raise unless there can be values of this shape and dtype."""
+        like = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        self.codomain.require(f"{type(self).__name__}.{method}(shape=...)", like)
+
     def _lacks(self, method: str) -> NoReturn:
         raise ConstraintError(
             f"{self!r}.{method}(...)",
             f"be called on a constraint that implements `{method}`",
             f"`{type(self).__name__}`",
+            "The guide 'Which constraint' lists those that do.",
         )
 
     def __rshift__(self, other: Constraint) -> Constraint:

@@ -113,6 +113,7 @@ class BoundedSingularValues(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """The number of entries."""
+        self._require_shape("dim", shape)
         return shape[-2] * shape[-1]
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

@@ -113,6 +113,7 @@ class BoundedSpectrum(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n (n + 1) / 2``."""
+        self._require_shape("dim", shape)
         return shape[-1] * (shape[-1] + 1) // 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
@@ -178,6 +179,7 @@ class BoundedSpectrum(Constraint):
         References:
             Muirhead (1982), theorem 3.3.1.
         """
+        self._require_shape("sample", shape, dtype)
         if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:  # noqa: PLR2004
             raise ConstraintError(
                 "BoundedSpectrum.sample(shape=...)",

@@ -60,6 +60,7 @@ class Bounded(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """The number of entries."""
+        self._require_shape("dim", shape)
         return math.prod(shape)
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
@@ -150,7 +151,8 @@ def check_bound(where: str, bound: Bound, *, infinite: bool = False) -> None:
             raise HyperparameterError(where, rule, f"dtype {bound.dtype}")
     elif isinstance(bound, bool) or not isinstance(bound, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
         rule = "be a number or a tensor"
-        raise HyperparameterError(where, rule, f"`{type(bound).__name__}`")
+        hint = "Convert several with `torch.tensor`; `inf` stands for none in `Box`."
+        raise HyperparameterError(where, rule, f"`{type(bound).__name__}`", hint)
     elif math.isnan(bound) or (math.isinf(bound) and not infinite):
         rule = "be a number, not NaN" if infinite else "be finite"
         hint = "" if infinite else "`Box` takes infinite bounds."
@@ -187,9 +189,10 @@ def bound_like(where: str, bound: Bound, y: Tensor) -> Tensor:
     sizes = zip(reversed(bound.shape), reversed(y.shape), strict=False)
     if bound.dim() > y.dim() or any(size not in (1, n) for size, n in sizes):
         raise ConstraintError(
+            # Also right where `constrain` names the value in place of the bound.
             where,
-            f"have a shape that broadcasts to that of the value, {tuple(y.shape)}",
-            str(tuple(bound.shape)),
+            "agree in shape, the bound broadcasting to the value",
+            f"a bound of shape {tuple(bound.shape)}, a value of {tuple(y.shape)}",
         )
     return bound.to(y)
 

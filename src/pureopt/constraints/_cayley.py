@@ -74,6 +74,7 @@ class Cayley(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
+        self._require_shape("dim", shape)
         return shape[-1] * (shape[-1] - 1) // 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
@@ -132,6 +133,7 @@ class Cayley(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "*batch n n"]:
         """Uniform in the Haar measure of the orthogonal group, either determinant."""
+        self._require_shape("sample", shape, dtype)
         return haar(key, shape, dtype)
 
     def log_abs_det(
@@ -139,7 +141,7 @@ class Cayley(Constraint):
     ) -> Float[Tensor, "*batch"]:
         r""":math:`-(n - 1) \log\det(I + A/2)`, over skew matrices with Frobenius norm."""
         SKEW.require("Cayley.log_abs_det(x)", x)
-        del static
+        check_signs("Cayley.log_abs_det(static=...)", static, x.shape[:-1])
         a = working(x)
         return cayley_log_abs_det(a, a[..., :0, :]).to(x.dtype)
 

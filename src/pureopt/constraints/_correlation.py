@@ -101,6 +101,7 @@ class Correlation(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
+        self._require_shape("dim", shape)
         return shape[-1] * (shape[-1] - 1) // 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
@@ -173,6 +174,7 @@ class Correlation(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Correlation matrices drawn uniformly (LKJ with eta = 1), by the onion method."""
+        self._require_shape("sample", shape, dtype)
         wide = torch.promote_types(dtype, torch.float32)
         factor = sample_factor("Correlation.sample", key, shape, wide)
         return _unit_diagonal(symmetric_part(factor @ factor.mT)).to(dtype)

@@ -93,6 +93,7 @@ class CorrelationCholesky(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
+        self._require_shape("dim", shape)
         return shape[-1] * (shape[-1] - 1) // 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
@@ -157,6 +158,7 @@ class CorrelationCholesky(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Factors of correlation matrices drawn uniformly."""
+        self._require_shape("sample", shape, dtype)
         return sample_factor("CorrelationCholesky.sample", key, shape, dtype)
 
     def log_abs_det(

@@ -89,6 +89,7 @@ class DoublyStochastic(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``(n - 1)^2``."""
+        self._require_shape("dim", shape)
         return (shape[-1] - 1) ** 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

@@ -133,6 +133,7 @@ class FixedRank(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``r (m + n - r)``."""
+        self._require_shape("dim", shape)
         r = fitting_rank("FixedRank.dim(shape)", self.rank, shape)
         return r * (shape[-2] + shape[-1] - r)
 

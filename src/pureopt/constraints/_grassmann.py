@@ -194,6 +194,7 @@ class Grassmann(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Uniform subspaces, in uniform bases: polar factors of normal matrices."""
+        self._require_shape("sample", shape, dtype)
         wide = torch.promote_types(dtype, torch.float32)
         return self.project(_random.normal(key, shape, dtype=wide)).to(dtype)
 

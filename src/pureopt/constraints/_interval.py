@@ -77,6 +77,7 @@ class Interval(Bounded):
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "*batch"]:
         """Uniform between the bounds, all entries independent."""
+        self._require_shape("sample", shape, dtype)
         wide = torch.promote_types(dtype, torch.float32)
         u = _random.uniform(key, shape, dtype=wide)
         low, high = map(working, self._bounds(u.to(dtype)))

@@ -99,6 +99,7 @@ class Lipschitz(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n k``."""
+        self._require_shape("dim", shape)
         return shape[-2] * shape[-1]
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
@@ -164,6 +165,7 @@ class Lipschitz(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "*batch n k"]:
         """Uniform in the spectral-norm ball."""
+        self._require_shape("sample", shape, dtype)
         wide = torch.promote_types(dtype, torch.float32)
         y = uniform_contraction(key, shape, dtype=wide)
         return times(y, constant(self.bound, y)).to(dtype)

@@ -76,6 +76,7 @@ class LogEuclidean(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n (n + 1) / 2``."""
+        self._require_shape("dim", shape)
         return shape[-1] * (shape[-1] + 1) // 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

@@ -99,6 +99,7 @@ class LowRank(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``r (m + n - r)``."""
+        self._require_shape("dim", shape)
         r = fitting_rank("LowRank.dim(shape)", self.rank, shape)
         return r * (shape[-2] + shape[-1] - r)
 

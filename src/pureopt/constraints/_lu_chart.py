@@ -73,6 +73,7 @@ class LUForm(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n^2`` minus the codimension."""
+        self._require_shape("dim", shape)
         return shape[-1] ** 2 - self.codimension
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

@@ -277,6 +277,7 @@ class Matricized(Constraint):
         Raises:
             ConstraintError: If the inner constraint has no uniform distribution.
         """
+        self._require_shape("sample", shape, dtype)
         matrices = self._matrix_shape("Matricized.sample(shape)", shape)
         return self._tensor(self.inner.sample(key, matrices, dtype=dtype), shape)
 

@@ -92,6 +92,7 @@ class MatrixExponential(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
+        self._require_shape("dim", shape)
         return shape[-1] * (shape[-1] - 1) // 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
@@ -151,6 +152,7 @@ class MatrixExponential(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "*batch n n"]:
         """Uniform in the Haar measure of the orthogonal group, either determinant."""
+        self._require_shape("sample", shape, dtype)
         return haar(key, shape, dtype)
 
     def log_abs_det(

@@ -48,8 +48,9 @@ class Ordered(Constraint):
 
     The set is closed, ``y[i + 1] - y[i] >= min_gap`` up to rounding: at an offset of
     1000, gaps of 1e-5 are ties in float32, and ties stay ties through a round trip. A
-    tie is a gap below what the dtype can tell, whose derivative is as small: give a
-    ``min_gap`` to vectors that start with ties and shall part.
+    tie is a gap below what the dtype can tell, whose derivative is as small, and so is
+    that of a gap of just ``min_gap``: such neighbors do not part. Begin with neighbors
+    that are apart, for example at ``Ordered(min_gap=0.1).project(y)``.
 
     Args:
         min_gap: The smallest gap :math:`g` between neighbors, at least zero.
@@ -95,6 +96,7 @@ class Ordered(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``k``."""
+        self._require_shape("dim", shape)
         return shape[-1]
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

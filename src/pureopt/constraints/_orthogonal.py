@@ -136,6 +136,7 @@ class Orthogonal(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n k - k (k + 1) / 2``."""
+        self._require_shape("dim", shape)
         n, k = max(shape[-2:]), min(shape[-2:])
         return n * k - k * (k + 1) // 2
 
@@ -164,6 +165,13 @@ class Orthogonal(Constraint):
         """The free vector; NaN where ``y`` is not orthogonal or not in the chart."""
         SEMI_ORTHOGONAL.require("Orthogonal.right_inverse(y)", y)
         q = tall(working(y))
+        if isinstance(static, OrthogonalStatic) and static.shape.shape[:-1] != y.shape:
+            raise ConstraintError(
+                "Orthogonal.right_inverse(y)",
+                f"have the shape of its static, {tuple(static.shape.shape[:-1])}",
+                str(tuple(y.shape)),
+                "Under vmap, map over the value and the static alike.",
+            )
         signs, base = self._parts("Orthogonal.right_inverse", static, q.shape)
         a, b, inside = self.map.blocks(flip(q, signs), base)
         x = torch.cat([pack(a), b.flatten(-2)], -1)
@@ -206,6 +214,7 @@ class Orthogonal(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "*batch rows columns"]:
         """Uniform in the invariant (Haar) measure; square ones of either determinant."""
+        self._require_shape("sample", shape, dtype)
         *batch, rows, columns = shape
         q = haar(key, (*batch, max(rows, columns), min(rows, columns)), dtype)
         return q if rows >= columns else q.mT

@@ -83,6 +83,7 @@ class PositiveOrdered(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``k``."""
+        self._require_shape("dim", shape)
         return shape[-1]
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

@@ -105,6 +105,7 @@ class PositiveSemidefinite(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n r - r (r - 1) / 2``."""
+        self._require_shape("dim", shape)
         r = self._rank("dim(shape)", shape[-1])
         return shape[-1] * r - r * (r - 1) // 2
 

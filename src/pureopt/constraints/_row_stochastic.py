@@ -77,6 +77,7 @@ class RowStochastic(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n (K - 1)``."""
+        self._require_shape("dim", shape)
         return shape[-2] * (shape[-1] - 1)
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

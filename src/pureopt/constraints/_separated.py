@@ -81,6 +81,7 @@ class Separated(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``k``."""
+        self._require_shape("dim", shape)
         return shape[-1]
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

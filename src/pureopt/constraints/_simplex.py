@@ -54,6 +54,7 @@ class OnSimplex(Constraint, ABC):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``K - 1``."""
+        self._require_shape("dim", shape)
         require_entries(f"{type(self).__name__}.dim(shape)", shape)
         return shape[-1] - 1
 
@@ -84,6 +85,7 @@ class OnSimplex(Constraint, ABC):
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "*batch K"]:
         """Uniform on the simplex: the Dirichlet distribution of all ones."""
+        self._require_shape("sample", shape, dtype)
         require_entries(f"{type(self).__name__}.sample(shape=...)", shape)
         return uniform_on_simplex(key, shape, dtype)
 

@@ -273,6 +273,9 @@ def _extra(where: str, leaf: Tensor, shape: torch.Size) -> torch.Size:
             where,
             f"have shape {tuple(shape)}, or end in it",
             str(tuple(leaf.shape)),
+            "Inside vmap, use the space of one member."
+            if shape[len(shape) - leaf.dim() :] == leaf.shape
+            else "",
         )
     return leaf.shape[:split]
 

@@ -93,6 +93,7 @@ class SpecialOrthogonal(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
+        self._require_shape("dim", shape)
         return shape[-1] * (shape[-1] - 1) // 2
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
@@ -142,6 +143,7 @@ class SpecialOrthogonal(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "*batch n n"]:
         """Uniform in the invariant (Haar) measure of the rotations."""
+        self._require_shape("sample", shape, dtype)
         q = haar(key, shape, dtype)
         return _mended(q, _mirrored(working(q)))
 

@@ -91,6 +91,7 @@ class SpectralNorm(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n k - 1``."""
+        self._require_shape("dim", shape)
         return shape[-2] * shape[-1] - 1
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
@@ -155,6 +156,7 @@ class SpectralNorm(Constraint):
         A uniform point of the ball, moved out along its ray: the faces of the ball
         have one distance from the origin, so that this covers them evenly.
         """
+        self._require_shape("sample", shape, dtype)
         wide = torch.promote_types(dtype, torch.float32)
         ball = uniform_contraction(key, shape, dtype=wide)
         return self.forward(ball).to(dtype)

@@ -87,6 +87,7 @@ class Sphere(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n - 1``."""
+        self._require_shape("dim", shape)
         require_entries("Sphere.dim(shape)", shape)
         return shape[-1] - 1
 
@@ -146,6 +147,7 @@ class Sphere(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "*batch n"]:
         """Uniform on the sphere."""
+        self._require_shape("sample", shape, dtype)
         require_entries("Sphere.sample(shape=...)", shape)
         wide = torch.promote_types(dtype, torch.float32)
         return self.project(_random.normal(key, shape, dtype=wide)).to(dtype)

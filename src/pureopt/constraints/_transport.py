@@ -103,16 +103,13 @@ class Transport:
             a, adjoint = _linear(_change(c, old, old), old.point)
             z = g if c.bijective else _least_squares(a, adjoint, g)
             moved = _linear(_change(c, new, old), new.point)[0](z)
-            # The certificate: what was moved is the gradient, seen from where r leads.
-            r = tree_map(torch.sub, g, a(z))
-            eps = max(torch.finfo(x.dtype).eps for x in tree_leaves(g))
-            exact = _dot(r, r) <= _SLACK**2 * eps * _dot(g, g)
-            return _finite(tree_select(exact, moved, tree_map(torch.zeros_like, g)))
+            # What was moved is the gradient, seen from where r leads.
+            return _certified(moved, a(z), g)
 
         return self._map("gradients", move, grads)
 
     def tangents(self, tangents: T) -> T:
-        """Directions in which free values move, in the new chart.
+        """Directions in which free values move, in the new chart; zero as gradients are.
 
         Args:
             tangents: A tree like the free values.
@@ -122,7 +119,11 @@ class Transport:
         """
 
         def move(c: Constraint, old: _Chart, new: _Chart, v: Any) -> Any:
-            return _finite(_linear(_change(c, old, new), old.point)[1](v))
+            moved = _linear(_change(c, old, new), old.point)[1](v)
+            back = _linear(_change(c, new, old), new.point)[1](moved)
+            return _certified(
+                moved, back, _linear(_change(c, old, old), old.point)[1](v)
+            )
 
         return self._map("tangents", move, tangents)
 
@@ -247,6 +248,14 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
     """``a / b``, zero where ``b`` is: there nothing is left to do."""
     some = b > 0
     return torch.where(some, a / torch.where(some, b, 1.0), 0.0)
+
+
+def _certified(moved: T, got: T, want: T) -> T:
+    """``moved`` where ``got`` is ``want``, else zero."""
+    r = tree_map(torch.sub, got, want)
+    eps = max(torch.finfo(x.dtype).eps for x in tree_leaves(want))
+    exact = _dot(r, r) <= _SLACK**2 * eps * _dot(want, want)
+    return _finite(tree_select(exact, moved, tree_map(torch.zeros_like, moved)))
 
 
 def _finite(tree: T) -> T:

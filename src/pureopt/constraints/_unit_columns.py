@@ -88,6 +88,7 @@ class UnitColumns(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``(n - 1) k``."""
+        self._require_shape("dim", shape)
         return (shape[-2] - 1) * shape[-1]
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
@@ -149,6 +150,7 @@ class UnitColumns(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "*batch n k"]:
         """Independent columns, each uniform on its sphere."""
+        self._require_shape("sample", shape, dtype)
         wide = torch.promote_types(dtype, torch.float32)
         return self.project(_random.normal(key, shape, dtype=wide)).to(dtype)
 

@@ -198,6 +198,7 @@ class Unitary(Constraint):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Haar's distribution: polar factors of complex normal matrices."""
+        self._require_shape("sample", shape, dtype)
         wide = torch.promote_types(dtype, torch.float32)
         return self.project(_random.normal(key, shape, dtype=wide)).to(dtype)
 

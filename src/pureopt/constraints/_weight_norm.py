@@ -105,6 +105,7 @@ class WeightNorm(Constraint):
 
     def dim(self, shape: Sequence[int]) -> int:
         """``n k``."""
+        self._require_shape("dim", shape)
         return shape[-2] * shape[-1]
 
     def radius(self, n: int, dtype: torch.dtype) -> float:

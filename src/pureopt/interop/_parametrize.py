@@ -246,6 +246,8 @@ def _parametrizations(module: nn.Module) -> Any:
 
 
 def _require_parameter(where: str, module: nn.Module, name: str) -> None:
+    if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConstraintError(where, "be given a module", told(module))
     names = [*dict(module.named_parameters(recurse=False)), *_parametrizations(module)]
     if name in names or name in dict(module.named_buffers(recurse=False)):
         return

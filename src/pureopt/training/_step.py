@@ -203,8 +203,8 @@ def make_step(
         ``init``, ``params``, ``restart`` and ``rebase``.
 
     Raises:
-        PureoptError: If ``transform`` is not an optimizer; at the first step, if
-            ``loss_fn`` returns something else than a 0-d loss.
+        PureoptError: If ``transform`` is not an optimizer or ``space`` no space; at the
+            first step, if ``loss_fn`` returns something else than a 0-d loss.
 
     Example:
         Two steps of least squares on ``3 = w * 2``, by Newton's learning rate:
@@ -229,6 +229,13 @@ def make_step(
             "be an optimizer",
             told(transform),
             "Pass for example `AdamW(lr=1e-3)`, or append it: `clip >> AdamW(lr=1e-3)`.",
+        )
+    if not (space is None or isinstance(space, Space)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PureoptError(
+            "make_step(space=...)",
+            "be a `Space`",
+            told(space),
+            "Make one from feasible parameters: `pureopt.constrain(params, spec)`.",
         )
     return Step(loss_fn, transform, space)
 
