@@ -177,8 +177,7 @@ class SignedCayley(OrthogonalMap):
         ``I + F`` is at most about ``(n max|x| / 4)^2``, the error before the
         Newton-Schulz step grows with it, and the step squares that.
         """
-        eps = working_eps(dtype)
-        return min(eps**-0.25 / 8, 2 * (10 / (n**3 * eps)) ** 0.25)
+        return chart_radius(n, dtype)
 
     def amplification(self, reach: Tensor, shape: torch.Size) -> Tensor:
         """``max|x|^2`` for rectangles, ``max|x|`` for squares, where ``F`` is normal."""
@@ -196,13 +195,26 @@ class SignedCayley(OrthogonalMap):
         """The blocks of the skew matrix; off the chart beyond ``eps^(-1/4)``."""
         del base
         a, b, inside = cayley_blocks(q)
-        # Not the radius: within it, too, rounding makes large blocks larger.
-        edge = working_eps(q.dtype) ** -0.25
-        return a, b, inside & (max_abs(torch.cat([a, b], -2)) <= edge)
+        reach = max_abs(torch.cat([a, b], -2))
+        return a, b, inside & (reach <= chart_edge(q.dtype))
 
     def log_abs_det(self, a: Tensor, b: Tensor) -> Float[Tensor, "*batch"]:
         r""":math:`-(n - 1) \log\det(I + F)`."""
         return cayley_log_abs_det(a, b)
+
+
+def chart_radius(n: int, dtype: torch.dtype) -> float:
+    """Up to which entries rectangles are orthonormal and go back, with ``n`` rows."""
+    eps = working_eps(dtype)
+    return min(eps**-0.25 / 8, 2 * (10 / (n**3 * eps)) ** 0.25)
+
+
+def chart_edge(dtype: torch.dtype) -> float:
+    """Beyond which entries are off the chart of rectangles.
+
+    Not the radius: within it, too, rounding makes large entries larger.
+    """
+    return working_eps(dtype) ** -0.25
 
 
 def cayley_columns(

@@ -89,6 +89,9 @@ class FixedRank(Constraint):
     lower rank but for rounding; if its singular value ``r`` is exactly zero, it fails.
     Symmetric matrices of fixed rank are :class:`PositiveSemidefinite` with a rank.
 
+    To minimize, take :class:`LowRank`: of nine random matrices L-BFGS found the nearest
+    one there in 21 to 72 evaluations, here in 25 to more than 400.
+
     Args:
         rank: The rank ``r``, at least 1.
 

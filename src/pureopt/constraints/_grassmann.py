@@ -17,6 +17,8 @@ from pureopt.constraints._base import Constraint
 from pureopt.constraints._cayley import (
     cayley_blocks,
     cayley_columns,
+    chart_edge,
+    chart_radius,
     orthonormality_error,
     orthonormality_tolerance,
     polar_factor,
@@ -31,7 +33,6 @@ from pureopt.constraints._numeric import (
     shape_of,
     tall,
     working,
-    working_eps,
 )
 
 
@@ -117,13 +118,8 @@ class Grassmann(Constraint):
         return k * (n - k)
 
     def radius(self, n: int, dtype: torch.dtype) -> float:
-        """``eps^(-1/4)``, with the eps of at least float32: 54 there, 8192 in float64.
-
-        The condition number of ``I + F`` grows as the square of ``x``, and the error
-        before the Newton-Schulz step with it.
-        """
-        del n
-        return working_eps(dtype) ** -0.25
+        """That of :class:`SignedCayley`: 6.7 in float32, 1024 in float64, then less."""
+        return chart_radius(n, dtype)
 
     def bind(self, y: Float[Tensor, "*batch rows columns"]) -> GrassmannStatic:
         """The frame of the basis ``y``, and its shape."""
@@ -163,8 +159,14 @@ class Grassmann(Constraint):
         reach = max_abs(b).clamp(min=1)
         error = max_abs(cayley_columns(torch.zeros_like(a), b) - q)
         keep = self.check(y) & (error <= self.tolerance(y) * reach * reach)
-        keep = keep & (reach <= self.radius(0, y.dtype))
+        keep = keep & (reach <= chart_edge(y.dtype))
         return or_nan(keep, b.flatten(-2), 1).to(y.dtype)
+
+    def rounding(
+        self, x: Float[Tensor, "*batch d"], y: Float[Tensor, "*batch rows columns"]
+    ) -> Float[Tensor, "*batch"]:
+        """``20 eps sqrt(n) max(1, max|x|)^2``."""
+        return super().rounding(x, y) * max_abs(x, 1).to(y.dtype).clamp(min=1)
 
     def violation(
         self, y: Float[Tensor, "*batch rows columns"]
