@@ -235,8 +235,8 @@ def test_a_loss_that_gains_from_the_norm_outgrows_a_stale_vector():
             carry = carry if i % every else step.rebase(carry)
         return float(torch.linalg.matrix_norm(step.params(carry), 2))
 
-    assert sigma(PowerSpectralNorm(), every=41) > 2
-    assert sigma(PowerSpectralNorm(steps=5), every=10) < 1.1
+    assert sigma(PowerSpectralNorm(steps=1), every=41) > 2
+    assert sigma(PowerSpectralNorm(), every=10) < 1.1
 
 
 def test_the_estimate_is_never_above_the_largest_singular_value():
