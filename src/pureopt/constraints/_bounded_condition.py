@@ -21,6 +21,7 @@ from pureopt.constraints._lu_chart import diagonal
 from pureopt.constraints._numeric import (
     all_finite,
     finite_or_zero,
+    matrix_exp,
     max_abs,
     or_nan,
     over_event,
@@ -144,7 +145,7 @@ class BoundedCondition(Constraint):
         rows, columns = _shape("BoundedCondition.forward", x, static)
         first, c, t = _parts(x, rows, columns)
         q = _ORTHOGONAL.forward(first, static)
-        p = torch.linalg.matrix_exp(scaled(_UNIT.of_symmetric(t), self._width / 2))
+        p = matrix_exp(scaled(_UNIT.of_symmetric(t), self._width / 2))
         p = p * over_event(c.exp(), 2)
         return (q @ p if rows >= columns else p @ q).to(x.dtype)
 

@@ -20,6 +20,7 @@ from pureopt.constraints._numeric import (
     all_finite,
     finite_or_zero,
     identity,
+    matrix_exp,
     max_abs,
     or_nan,
     over_event,
@@ -107,7 +108,7 @@ def exponential_columns(
     """
     finite = all_finite(a) & all_finite(b)
     a, b = finite_or_zero(a), finite_or_zero(b)
-    turn = torch.matrix_exp(a)
+    turn = matrix_exp(a)
     if b.shape[-2]:
         turn = _geodesic(b) @ turn
     return or_nan(finite, polished(turn), 2)
@@ -240,7 +241,7 @@ def _geodesic(b: Tensor) -> Tensor:
     if m <= k:
         corner = b.new_zeros(*b.shape[:-2], m, m)
         rows = torch.cat([zero, -b.mT], -1), torch.cat([b, corner], -1)
-        return torch.matrix_exp(torch.cat(rows, -2))[..., :k]
+        return matrix_exp(torch.cat(rows, -2))[..., :k]
     gram = b.mT @ b
     eye = torch.eye(k, dtype=b.dtype, device=b.device).expand_as(gram)
     # Balanced by the mean square of the angles, or the exponential of this matrix, which
@@ -249,7 +250,7 @@ def _geodesic(b: Tensor) -> Tensor:
     size = over_event(size.clamp(min=1).rsqrt(), 2)
     # Divided, because a compiled vmap(jacfwd) refuses traced times untraced tensors.
     rows = torch.cat([zero, -(gram * size)], -1), torch.cat([eye / size, zero], -1)
-    whole = torch.matrix_exp(torch.cat(rows, -2))[..., :k]
+    whole = matrix_exp(torch.cat(rows, -2))[..., :k]
     return torch.cat([whole[..., :k, :], b @ (whole[..., k:, :] * size)], -2)
 
 

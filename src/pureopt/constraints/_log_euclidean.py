@@ -13,7 +13,13 @@ from torch import Tensor
 
 from pureopt.constraints._base import Constraint
 from pureopt.constraints._domains import SYMMETRIC, Domain
-from pureopt.constraints._numeric import or_nan, scaled, working, working_eps
+from pureopt.constraints._numeric import (
+    matrix_exp,
+    or_nan,
+    scaled,
+    working,
+    working_eps,
+)
 from pureopt.constraints._positive_definite import (
     DEFINITE_RULE,
     POSITIVE_DEFINITE,
@@ -89,7 +95,7 @@ class LogEuclidean(Constraint):
         """The exponential; see the class."""
         del static
         SYMMETRIC.require("LogEuclidean.forward(x)", x)
-        half = symmetric_part(torch.linalg.matrix_exp(scaled(working(x), 0.5)))
+        half = symmetric_part(matrix_exp(scaled(working(x), 0.5)))
         return symmetric_part(half @ half.mT).to(x.dtype)
 
     def right_inverse(

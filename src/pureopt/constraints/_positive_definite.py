@@ -29,6 +29,7 @@ from pureopt.constraints._numeric import (
     or_nan,
     scaled,
     working,
+    working_eps,
 )
 from pureopt.constraints._positive_semidefinite import (
     POSITIVE_SEMIDEFINITE,
@@ -141,10 +142,10 @@ class PositiveDefinite(Constraint):
     def project(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
         """The symmetric part, eigenvalues raised to at least ``n eps |Y|``.
 
-        The set is open: the nearest point exists only where that changes nothing.
+        With the eps of at least float32. The set is open: the nearest point exists only where that changes nothing.
         """
         POSITIVE_DEFINITE.require("PositiveDefinite.project(y)", y)
-        return raise_eigenvalues(working(y), torch.finfo(y.dtype).eps).to(y.dtype)
+        return raise_eigenvalues(working(y), working_eps(y.dtype)).to(y.dtype)
 
     def log_abs_det(
         self, x: Float[Tensor, "*batch d"], static: Any = ()

@@ -11,6 +11,7 @@ from pureopt.constraints._numeric import (
     finite_or_zero,
     identity,
     inverse,
+    matrix_exp,
     scaled,
 )
 
@@ -63,7 +64,7 @@ def _polar(z: Tensor, steps: int) -> Tensor:
 
 def _missing(s: Tensor, r: Tensor) -> Tensor:
     """What is missing in ``exp(S) = R`` to first order: the skew part of exp(-S) R."""
-    gap = _skew(torch.matrix_exp(-finite_or_zero(s)) @ r)
+    gap = _skew(matrix_exp(-finite_or_zero(s)) @ r)
     return torch.where(all_finite(s)[..., None, None], gap, s)
 
 
