@@ -166,7 +166,7 @@ def test_a_large_matrix_with_another_diagonal_is_no_correlation_matrix():
 def test_wrong_lengths_and_shapes_raise():
     with pytest.raises(ConstraintError, match=r"n \(n - 1\) / 2: 0, 1, 3, 6"):
         MATRIX.forward(torch.ones(2))
-    with pytest.raises(ConstraintError, match=r"end in \(n, n\)"):
+    with pytest.raises(ConstraintError, match=r"have a shape \(..., n, n\)"):
         MATRIX.sample(random.key(0), (3, 2))
     with pytest.raises(ConstraintError, match="correlation matrix"):
         MATRIX.check(torch.ones(2, 3))

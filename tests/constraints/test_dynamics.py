@@ -200,7 +200,7 @@ def test_hurwitz_says_what_it_takes():
         Hurwitz("fast")
     with pytest.raises(ConstraintError, match=r"n\^2: 1, 4, 9"):
         Hurwitz().forward(torch.zeros(5))
-    with pytest.raises(ConstraintError, match="broadcasts"):
+    with pytest.raises(ConstraintError, match="broadcasting to the value"):
         Hurwitz(torch.zeros(2)).forward(torch.zeros(3, 4))
     with pytest.raises(ConstraintError, match="max Re eigenvalue"):
         po.constrain(torch.eye(2), Hurwitz())

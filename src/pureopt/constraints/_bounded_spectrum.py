@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pureopt._errors import ConstraintError, HyperparameterError, told
+from pureopt._errors import HyperparameterError, told
 from pureopt.constraints._base import Constraint
 from pureopt.constraints._cayley import haar
 from pureopt.constraints._cholesky_factor import triangle_size
@@ -180,12 +180,6 @@ class BoundedSpectrum(Constraint):
             Muirhead (1982), theorem 3.3.1.
         """
         self._require_shape("sample", shape, dtype)
-        if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:  # noqa: PLR2004
-            raise ConstraintError(
-                "BoundedSpectrum.sample(shape=...)",
-                "end in (n, n) with n >= 1",
-                str(tuple(shape)),
-            )
         n = shape[-1]
         wide = torch.promote_types(dtype, torch.float32)
         top = haar(key, (*shape[:-2], 2 * n + 2, n), wide)[..., : n + 1, :]

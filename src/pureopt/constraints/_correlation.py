@@ -176,7 +176,7 @@ class Correlation(Constraint):
         """Correlation matrices drawn uniformly (LKJ with eta = 1), by the onion method."""
         self._require_shape("sample", shape, dtype)
         wide = torch.promote_types(dtype, torch.float32)
-        factor = sample_factor("Correlation.sample", key, shape, wide)
+        factor = sample_factor(key, shape, wide)
         return _unit_diagonal(symmetric_part(factor @ factor.mT)).to(dtype)
 
     def log_abs_det(

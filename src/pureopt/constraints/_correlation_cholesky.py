@@ -159,7 +159,7 @@ class CorrelationCholesky(Constraint):
     ) -> Tensor:
         """Factors of correlation matrices drawn uniformly."""
         self._require_shape("sample", shape, dtype)
-        return sample_factor("CorrelationCholesky.sample", key, shape, dtype)
+        return sample_factor(key, shape, dtype)
 
     def log_abs_det(
         self, x: Float[Tensor, "*batch d"], static: Any = ()
@@ -228,7 +228,7 @@ def unpack_below(where: str, x: Tensor) -> Float[Tensor, "*batch n n"]:
 
 
 def sample_factor(
-    where: str, key: Int[Tensor, ""], shape: Sequence[int], dtype: torch.dtype
+    key: Int[Tensor, ""], shape: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
     """Factors of uniform correlation matrices, by the onion method.
 
@@ -239,10 +239,6 @@ def sample_factor(
     References:
         Lewandowski, Kurowicka and Joe (2009), section 3.2, with eta = 1.
     """
-    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:  # noqa: PLR2004
-        raise ConstraintError(
-            f"{where}(shape=...)", "end in (n, n) with n >= 1", str(tuple(shape))
-        )
     n = shape[-1]
     wide = torch.promote_types(dtype, torch.float32)
     g = random.normal(key, (*shape[:-1], n + 1), dtype=wide)

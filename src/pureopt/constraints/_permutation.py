@@ -47,7 +47,7 @@ class Permutation(LinearSubspace):
         try:
             order = torch.as_tensor(self.order, device="cpu")
         except (TypeError, ValueError, RuntimeError):  # no numbers, or too many depths
-            order = torch.empty(0)
+            order = torch.empty(0, device="cpu")
         count = torch.arange(order.numel(), device="cpu")
         kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
         whole = order.dtype in kinds and order.dim() == 1 and len(order) > 0

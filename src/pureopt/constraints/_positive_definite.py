@@ -142,7 +142,8 @@ class PositiveDefinite(Constraint):
     def project(self, y: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
         """The symmetric part, eigenvalues raised to at least ``n eps |Y|``.
 
-        With the eps of at least float32. The set is open: the nearest point exists only where that changes nothing.
+        With the eps of at least float32. The set is open: the nearest point exists only
+        where that changes nothing.
         """
         POSITIVE_DEFINITE.require("PositiveDefinite.project(y)", y)
         return raise_eigenvalues(working(y), working_eps(y.dtype)).to(y.dtype)

@@ -249,7 +249,7 @@ def _spoiled(t: Tensor) -> Tensor:
 
 
 def _same(what: str, got: Any, want: Sequence[Tensor]) -> Measured:
-    worst = torch.zeros((), dtype=torch.float64)
+    worst = torch.zeros((), dtype=torch.float64, device="cpu")
     for a, b in zip(tree_leaves(got), want, strict=True):
         if a.shape != b.shape:
             return holds(f"{what}: shapes {tuple(a.shape)}, {tuple(b.shape)}", False)
@@ -258,7 +258,7 @@ def _same(what: str, got: Any, want: Sequence[Tensor]) -> Measured:
             gap = (a.double() - b.double()).abs().masked_fill(same, 0)
             size = b.double().abs().masked_fill(~b.isfinite(), 0).max().clamp(min=1)
             # Unlike Python's `max`, this one keeps a NaN.
-            worst = torch.maximum(worst, (gap / size).max())
+            worst = torch.maximum(worst, (gap / size).max().to(worst))
     return measured(f"{what} / size", float(worst), _SAME)
 
 

@@ -159,7 +159,7 @@ def orientation(probe: Probe) -> Iterator[Measured]:
 
 def _noise(probe: Probe) -> Any:
     """Normal numbers in the shapes of ``y``."""
-    key = random.fold_in(random.key(probe.case.seed), torch.tensor(2))
+    key = random.fold_in(random.key(probe.case.seed), torch.tensor(2, device="cpu"))
     keys = iter(random.split(key, len(tree_leaves(probe.y))))
     return tree_map(lambda t: random.normal(next(keys), t.shape).to(t), probe.y)
 
