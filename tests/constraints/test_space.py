@@ -484,3 +484,12 @@ def test_other_trees_raise_with_the_path():
         space.forward(space.free, {"w": torch.ones(3)})
     with pytest.raises(ConstraintError, match=r"static\['w'\].*have shape \(3,\)"):
         space.forward(space.free, {"w": wrong})
+
+
+def test_the_weight_of_a_convolution_is_told_of_matricized():
+    weight = torch.ones(4, 3, 2, 2)
+    with pytest.raises(ConstraintError, match=r"Matricized\(Orthogonal\(\), rows=-4, "):
+        constrain(weight, Orthogonal())
+    with pytest.raises(ConstraintError) as info:
+        constrain(torch.ones(3, 2, 2), Orthogonal())
+    assert "Matricized" not in str(info.value)

@@ -258,7 +258,7 @@ def test_a_registered_layer_compiles_in_one_graph():
 def test_wrong_names_and_types_are_told():
     layer = nn.Linear(3, 3)
     with pytest.raises(ConstraintError, match=r"Near names: 'weight'"):
-        register(layer, "wieght", Orthogonal())
+        register(layer, "weights", Orthogonal())
     with pytest.raises(ConstraintError, match="the class `Orthogonal`"):
         register(layer, "weight", Orthogonal)
     with pytest.raises(ConstraintError, match="one that is not"):

@@ -94,7 +94,17 @@ def _require_inside(
         where,
         f"satisfy {constraint!r}: {constraint.rule} <= {allowed:.2g}",
         f"{measured:.3g}{many}",
-        _way_in(name, y, constraint),
+        f"{_way_in(name, y, constraint)} {_matricize(y, constraint)}".rstrip(),
+    )
+
+
+def _matricize(y: Tensor, constraint: Constraint) -> str:
+    """For the weight of a convolution: what its dimensions were taken for."""
+    if constraint.codomain.event_dims != 2 or y.dim() < 4:  # noqa: PLR2004
+        return ""
+    return (
+        "Leading dimensions are a batch; for one matrix of all of them write "
+        f"`Matricized({constraint!r}, rows=-{y.dim()}, cols=(-{y.dim() - 1}, ..., -1))`."
     )
 
 
