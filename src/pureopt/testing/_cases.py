@@ -133,15 +133,6 @@ class Probe:
         vector = draw(self.packed.right_inverse(self.x, self.packed.bind(self.x)))
         return self.packed.forward(vector, self.packed.bind(self.x))
 
-    @property
-    def event_dims(self) -> int:
-        """How many trailing dimensions one value has; for a tree, those of each leaf."""
-        return self.constraint.codomain.event_dims
-
-    def batch_dims(self) -> int:
-        """How many leading dimensions ``y`` has."""
-        return len(self.case.batch)
-
     def vector_map(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """``forward`` as a map from vectors to vectors, and the vector of ``x``."""
         c, static, x = self.constraint, self.static, self.x
