@@ -365,3 +365,12 @@ def test_nan_is_not_the_same_as_a_number():
     assert _same("", nan, [nan]).ok
     assert not _same("", nan, [one]).ok
     assert not _same("", one, [nan]).ok
+
+
+@pytest.mark.compile
+def test_a_trace_that_fails_does_not_spoil_the_next_constraint():
+    """A failed trace inside jacfwd leaves the state of its thread broken."""
+    assert check_constraint(Skew(), (3, 3), seeds=[0])
+    assert not check_constraint(Leaves(), (4,), seeds=[0])
+    report = check_constraint(Skew(), (3, 3), seeds=[0])
+    assert report, report
