@@ -1,4 +1,4 @@
-"""Each transform, constraint and estimator once: the laws run over these tables."""
+"""Each transform, constraint, operator and estimator once: the laws run over these."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pureopt as po
 from tests.constraints.rows import CONSTRAINTS as CONSTRAINTS
+from tests.derivatives.rows import OPERATORS as OPERATORS
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ REFERENCE = "\n".join(
 MODULES = {
     "pureopt": po,
     "pureopt.constraints": po.constraints,
+    "pureopt.derivatives": po.derivatives,
     "pureopt.entropy": po.entropy,
     "pureopt.interop.torch": interop,
     "pureopt.random": po.random,
@@ -111,6 +112,13 @@ def test_the_constraint_has_a_row(name):
 @pytest.mark.parametrize("name", po.entropy.__all__)
 def test_the_estimator_has_a_row(name):
     assert name in {row.public.rsplit(".", 1)[-1] for row in tables.ESTIMATORS}
+
+
+@pytest.mark.parametrize("name", po.derivatives.__all__)
+def test_the_operator_has_a_row(name):
+    thing = getattr(po.derivatives, name)
+    results_and_errors = inspect.isclass(thing)
+    assert results_and_errors or name in {row.public for row in tables.OPERATORS}
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "reference").glob("*.md")),

@@ -11,10 +11,12 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from pureopt import constraints as constraints
+from pureopt import derivatives as derivatives
 from pureopt import entropy as entropy
 from pureopt import random as random
 from pureopt._errors import CompositionError as CompositionError
 from pureopt._errors import ConstraintError as ConstraintError
+from pureopt._errors import DerivativeError as DerivativeError
 from pureopt._errors import HyperparameterError as HyperparameterError
 from pureopt._errors import PureoptError as PureoptError
 from pureopt._errors import TreeError as TreeError
@@ -63,6 +65,7 @@ __all__ = [
     "ClipByGlobalNorm",
     "CompositionError",
     "ConstraintError",
+    "DerivativeError",
     "EMAState",
     "Functional",
     "HyperparameterError",
@@ -79,6 +82,7 @@ __all__ = [
     "chain",
     "constrain",
     "constraints",
+    "derivatives",
     "entropy",
     "from_state_dict",
     "functionalize",

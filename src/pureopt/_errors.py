@@ -67,6 +67,15 @@ class ConstraintError(PureoptError):
     """
 
 
+class DerivativeError(PureoptError):
+    """A function cannot be differentiated as asked.
+
+    Example:
+        >>> issubclass(DerivativeError, PureoptError)
+        True
+    """
+
+
 def told(value: object) -> str:
     """What a value is, in words, for the third part of a message."""
     if isinstance(value, Tensor):
