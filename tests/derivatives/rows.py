@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from tests.derivatives import rows_exact
+from tests.derivatives import rows_audit, rows_curvature, rows_exact, rows_products, rows_taylor
 from tests.derivatives.row import OperatorRow as OperatorRow
 
-OPERATORS: list[OperatorRow] = [*rows_exact.ROWS]
+OPERATORS: list[OperatorRow] = [
+    *rows_audit.ROWS,
+    *rows_curvature.ROWS,
+    *rows_exact.ROWS,
+    *rows_products.ROWS,
+    *rows_taylor.ROWS,
+]

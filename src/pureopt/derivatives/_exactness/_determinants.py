@@ -1,0 +1,85 @@
+"""Determinants as compositions of the LU factorization."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.return_types import linalg_slogdet
+
+from pureopt.derivatives._exactness._numeric import Table
+from pureopt.derivatives._exactness._products import product
+
+# So many singular values may be zero where a determinant has right derivatives.
+_CORANK = 3
+
+
+def det(A: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+    r"""``torch.linalg.det``, which is a polynomial, around singular matrices too.
+
+    .. math::
+        \det A = \det B \, \det(I - V^H B^{-1} U C), \qquad B = A + U C V^H
+
+    holds for any constants ``U, C, V``. They are the last three singular vectors at
+    ``A``, and ``C`` is zero unless the singular value is: elsewhere ``B = A``. The second
+    determinant, of a 3 x 3 matrix, is the polynomial that vanishes where ``A`` is singular.
+    """
+    if not A.shape[-1]:
+        return A.new_ones(A.shape[:-2])
+    left, right = _deficiency(A.detach())
+    lu, pivots, _ = torch.linalg.lu_factor_ex(A + left @ right)
+    small = right @ torch.linalg.lu_solve(lu, pivots, left)
+    eye = torch.eye(small.shape[-1], dtype=small.dtype, device=small.device)
+    by_cofactors = _cofactors(eye - small)
+    return product(lu.diagonal(dim1=-2, dim2=-1)) * _parity(pivots, lu) * by_cofactors
+
+
+def _deficiency(A: Tensor) -> tuple[Tensor, Tensor]:
+    """``U C`` and ``V^H``: constants, hence of a matrix that is not differentiated."""
+    # The SVD of a batch with one bad element raises for all of them.
+    u, s, vh = torch.linalg.svd(torch.where(A.isfinite(), A, 0.0))
+    largest = s[..., :1]
+    nearly = s <= torch.finfo(s.dtype).eps ** 0.5 * largest
+    c = torch.where(nearly, torch.where(largest == 0, 1.0, largest), 0.0)
+    k = min(_CORANK, A.shape[-1])
+    return u[..., -k:] * c[..., None, -k:], vh[..., -k:, :]
+
+
+def _cofactors(A: Tensor) -> Tensor:
+    """The determinant by expansion along the first row."""
+    n = A.shape[-1]
+    if n == 1:
+        return A[..., 0, 0]
+    columns = [[j for j in range(n) if j != i] for i in range(n)]
+    terms = [A[..., 0, i] * _cofactors(A[..., 1:, columns[i]]) for i in range(n)]
+    return sum(terms[2::2], terms[0]) - sum(terms[3::2], terms[1])
+
+
+def _parity(pivots: Tensor, like: Tensor) -> Tensor:
+    """The sign of a permutation, from the rows that LAPACK exchanged."""
+    rows = torch.arange(1, pivots.shape[-1] + 1, device=pivots.device)
+    odd = (pivots != rows).sum(-1) % 2 == 1
+    return torch.where(odd, -1.0, 1.0).to(like.dtype)
+
+
+def slogdet(A: Float[Tensor, "*batch n n"]) -> linalg_slogdet:
+    r"""``torch.linalg.slogdet``: :math:`\sum_i \log |u_{ii}|`, and the sign of the product."""
+    lu, pivots, _ = torch.linalg.lu_factor_ex(A)
+    pivot = lu.diagonal(dim1=-2, dim2=-1)
+    sign = product(pivot.sgn()) * _parity(pivots, lu)
+    return linalg_slogdet((sign, pivot.abs().log().sum(-1)))
+
+
+def logdet(A: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+    """``torch.logdet``: NaN where the determinant is negative."""
+    sign, log_abs_det = slogdet(A)
+    return log_abs_det + sign.log()
+
+
+DETERMINANTS: Table = {
+    **dict.fromkeys((torch.linalg.det, torch.det, torch.Tensor.det), det),
+    **dict.fromkeys(
+        (torch.linalg.slogdet, torch.slogdet, torch.Tensor.slogdet), slogdet
+    ),
+    **dict.fromkeys((torch.logdet, torch.Tensor.logdet), logdet),
+}

@@ -1,0 +1,52 @@
+"""What the compositions share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# From a function of torch to the composition that stands for it.
+Table = dict[Callable[..., Any], Callable[..., Any]]
+
+
+def widened(x: Tensor) -> Tensor:
+    """``x``; half precision in float32, in which torch's kernels compute it too."""
+    return x.float() if x.dtype in {torch.float16, torch.bfloat16} else x
+
+
+def root(square: Tensor) -> Tensor:
+    """The square root, all of whose derivatives at zero are zero by convention."""
+    zero = square == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
+
+
+def squares(x: Tensor) -> Tensor:
+    """The squared absolute values."""
+    if x.dtype.is_complex:
+        return x.real * x.real + x.imag * x.imag
+    return x * x
+
+
+def softplus(x: Tensor) -> Tensor:
+    r""":math:`\log(1 + e^x)` at any scale.
+
+    On either side of zero ``x`` is reflected, not its absolute value taken: both formulas
+    hold on both sides, hence no derivative jumps at zero.
+    """
+    positive = x > 0
+    rest = torch.where(positive, -x, x).exp().log1p()
+    return torch.where(positive, x, 0.0) + rest
+
+
+def reduced(loss: Tensor, reduction: int) -> Tensor:
+    """The losses, their mean or their sum: 0, 1 or 2, as torch's kernels count."""
+    match reduction:
+        case 0:
+            return loss
+        case 1:
+            return loss.mean()
+        case _:
+            return loss.sum()

@@ -1,0 +1,165 @@
+"""Norms and standard deviations as compositions, and the squares they are the roots of.
+
+By convention all derivatives of a norm at zero are zero. The Hessian of a squared norm
+would then be zero there too, in place of ``2 I``: so inside a scope each root is
+remembered with its square, and an even power of the root is taken of the square.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pureopt.derivatives._exactness._numeric import Table, root, squares, widened
+
+Dims = int | Sequence[int] | None
+
+
+class _Remembered(threading.local):
+    """For each scope that is open, innermost last: pairs of a root and its square."""
+
+    def __init__(self) -> None:
+        self.scopes: list[list[tuple[Tensor, Tensor]]] = []
+
+
+REMEMBERED = _Remembered()
+
+
+def root_of(square: Tensor, dtype: torch.dtype) -> Tensor:
+    """The root, for which :func:`power` will find the square."""
+    y = root(square)
+    y = y if y.dtype == dtype else y.to(dtype)
+    if REMEMBERED.scopes:
+        REMEMBERED.scopes[-1].append((y, square))
+    return y
+
+
+def power(base: Any, exponent: Any) -> Tensor:
+    """``torch.pow``; an even power of a root is a power of its square."""
+    number = isinstance(exponent, int | float)
+    if number and exponent > 0 and exponent % 2 == 0:
+        for scope in REMEMBERED.scopes:
+            for y, square in scope:
+                if y is base:
+                    return torch.pow(square, exponent / 2).to(y.dtype)
+    return torch.pow(base, exponent)
+
+
+def square(base: Tensor) -> Tensor:
+    """``torch.square``."""
+    return power(base, 2)
+
+
+def multiply(a: Any, b: Any) -> Tensor:
+    """``torch.mul``: ``a * a`` is a power."""
+    return power(a, 2) if a is b else torch.mul(a, b)
+
+
+def vector_norm(
+    x: Tensor,
+    ord: float = 2,  # noqa: A002
+    dim: Dims = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    r"""``torch.linalg.vector_norm``: :math:`(\sum_i |x_i|^p)^{1/p}`.
+
+    At zero the derivatives are zero. To those elsewhere an element that is zero adds
+    nothing, unless ``p`` is even: then all of it is smooth.
+    """
+    x = x if dtype is None else x.to(dtype)
+    real = x.dtype.to_real()
+    y = widened(x)
+    dims = _dims(y, dim)
+    if ord in {0, 1, torch.inf, -torch.inf}:
+        return torch.linalg.vector_norm(x, ord, dim, keepdim)
+    if ord == 2:  # noqa: PLR2004
+        return root_of(squares(y).sum(dims, keepdim), real)
+    total = _powers(y, ord).sum(dims, keepdim)
+    zero = total == 0
+    norm = torch.where(zero, 1.0, total) ** (1 / ord)
+    return torch.where(zero, 0.0, norm).to(real)
+
+
+def _powers(x: Tensor, p: float) -> Tensor:
+    """``|x|^p``: all derivatives at zero are zero, unless ``p`` is even."""
+    if p > 0 and p % 2 == 0:
+        return squares(x) ** (p / 2)
+    size = x.abs()
+    zero = size == 0
+    return torch.where(zero, 0.0 if p > 0 else torch.inf, torch.where(zero, 1.0, size) ** p)
+
+
+def _dims(x: Tensor, dim: Dims) -> tuple[int, ...]:
+    if dim is None or (not isinstance(dim, int) and not len(dim)):
+        return tuple(range(x.dim()))
+    return (dim,) if isinstance(dim, int) else tuple(dim)
+
+
+def matrix_norm(
+    A: Tensor,
+    ord: float | str = "fro",  # noqa: A002
+    dim: Sequence[int] = (-2, -1),
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``torch.linalg.matrix_norm``; all but the Frobenius norm are torch's."""
+    if ord == "fro":
+        return vector_norm(A, 2, dim, keepdim, dtype=dtype)
+    return torch.linalg.matrix_norm(A, ord, dim, keepdim, dtype=dtype)
+
+
+def norm(
+    A: Tensor,
+    ord: float | str | None = None,  # noqa: A002
+    dim: Dims = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``torch.linalg.norm``: of a vector, or of a matrix where an order is named for one."""
+    if ord is None:
+        return vector_norm(A, 2, dim, keepdim, dtype=dtype)
+    dims = _dims(A, dim)
+    if isinstance(ord, str) or len(dims) == 2:  # noqa: PLR2004
+        return matrix_norm(A, ord, dims, keepdim, dtype=dtype)
+    return vector_norm(A, ord, dim, keepdim, dtype=dtype)
+
+
+def frobenius_norm(
+    A: Tensor, dim: Dims = None, keepdim: bool = False
+) -> Tensor:
+    """``torch.frobenius_norm``."""
+    return vector_norm(A, 2, dim, keepdim)
+
+
+def std(*args: Any, **kwargs: Any) -> Tensor:
+    """``torch.std``: the root of ``torch.var``; a constant sample has derivatives zero."""
+    variance = torch.var(*args, **kwargs)
+    return root_of(variance, variance.dtype)
+
+
+def std_mean(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """``torch.std_mean``."""
+    variance, mean = torch.var_mean(*args, **kwargs)
+    return root_of(variance, variance.dtype), mean
+
+
+VECTOR_NORMS: Table = {
+    torch.linalg.vector_norm: vector_norm,
+    torch.linalg.matrix_norm: matrix_norm,
+    torch.linalg.norm: norm,
+    torch.frobenius_norm: frobenius_norm,
+    **dict.fromkeys((torch.std, torch.Tensor.std), std),
+    torch.std_mean: std_mean,
+    **dict.fromkeys((torch.pow, torch.Tensor.pow), power),
+    **dict.fromkeys((torch.square, torch.Tensor.square), square),
+    **dict.fromkeys((torch.mul, torch.multiply, torch.Tensor.mul), multiply),
+    torch.Tensor.multiply: multiply,
+}

@@ -1,0 +1,276 @@
+"""The algebra of power series: what the rules are made of.
+
+A rule is correct for any order, and for the sums over directions that make Laplacians
+cheap, if the coefficients of highest order enter it linearly: so it is for all that is
+written with the functions of this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from pureopt.derivatives._jets._jet import Coefficient, Jet, Later
+
+Series = Sequence[Coefficient]
+
+
+def like(x: Jet, value: Tensor, coefficients: Sequence[Coefficient | Later]) -> Jet:
+    """A jet that belongs with ``x``."""
+    return Jet(value, coefficients, x.summed)
+
+
+def constant(x: Jet, value: Tensor) -> Jet:
+    """A jet that does not change."""
+    return like(x, value, [None] * x.order)
+
+
+def lift(x: Jet, value: Any) -> Jet:
+    """``value``, a jet, a tensor or a number, as a jet that belongs with ``x``."""
+    if isinstance(value, Jet):
+        return value
+    if not isinstance(value, Tensor):
+        value = x.value.new_full((), value)
+    return constant(x, value)
+
+
+def series(x: Jet) -> list[Coefficient]:
+    """All coefficients, from order zero."""
+    return [x.value, *x.coefficients]
+
+
+def spread(x: Jet, shape: Sequence[int]) -> Jet:
+    """``x`` expanded to this shape, so that coefficients of two jets are aligned."""
+    if tuple(x.shape) == tuple(shape):
+        return x
+    return linear(lambda c: c.expand(shape), x)
+
+
+def aligned(*jets: Jet) -> list[Jet]:
+    """The jets expanded to their common shape."""
+    shape = torch.broadcast_shapes(*(x.shape for x in jets))
+    return [spread(x, shape) for x in jets]
+
+
+def linear(f: Callable[..., Any], *jets: Jet) -> Any:
+    """``f(*jets)`` for a function that is linear in all its arguments together.
+
+    ``f`` may return a tuple or list of tensors.
+    """
+    value = f(*(x.value for x in jets))
+    orders = range(1, jets[0].order + 1)
+    if isinstance(value, Tensor):
+        terms = [later(jets[0], k, partial(_linear_at, f, jets, k)) for k in orders]
+        return like(jets[0], value, terms)
+    coefficients = [_linear_at(f, jets, k) for k in orders]
+    return type(value)(
+        like(jets[0], v, [c if c is None else c[i] for c in coefficients])
+        for i, v in enumerate(value)
+    )
+
+
+def _linear_at(f: Callable[..., Any], jets: Sequence[Jet], k: int) -> Any:
+    terms = [x.coefficient(k) for x in jets]
+    if all(c is None for c in terms):
+        return None
+    lanes = tuple(None if c is None else 0 for c in terms)
+    filled = [
+        torch.zeros_like(x.value) if c is None else c
+        for x, c in zip(jets, terms, strict=True)
+    ]
+    if has_lanes(jets[0], k):
+        return vmap(f, in_dims=lanes)(*filled)
+    return f(*filled)
+
+
+def later(
+    x: Jet, k: int, make: Callable[[], Coefficient]
+) -> Coefficient | Later:
+    """What ``make()`` gives, put off where it has many directions.
+
+    The last of these, the gradient of the output, are often not asked for.
+    """
+    return Later(make) if has_lanes(x, k) else make()
+
+
+def has_lanes(x: Jet, k: int) -> bool:
+    """Whether the coefficient of order ``k`` has a dimension of directions in front."""
+    return x.summed is not None and 0 < k < x.summed
+
+
+def plus(a: Coefficient, b: Coefficient) -> Coefficient:
+    """The sum of two coefficients."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def scaled(a: Coefficient, c: float) -> Coefficient:
+    """A coefficient times a number."""
+    if a is None or c == 1:
+        return a
+    return -a if c == -1 else a * c
+
+
+def bilinear(f: Callable[[Tensor, Tensor], Tensor], a: Jet, b: Jet) -> Jet:
+    r"""``f(a, b)`` for a function linear in each: :math:`y_k = \sum_j f(a_j, b_{k-j})`."""
+    coefficients: list[Coefficient] = []
+    for k in range(1, a.order + 1):
+        total: Coefficient = None
+        for j in range(k + 1):
+            total = plus(total, _bilinear_term(f, a, b, j, k - j))
+        coefficients.append(total)
+    return like(a, f(a.value, b.value), coefficients)
+
+
+def _bilinear_term(
+    f: Callable[[Tensor, Tensor], Tensor], a: Jet, b: Jet, i: int, j: int
+) -> Coefficient:
+    left, right = a.coefficient(i), b.coefficient(j)
+    if left is None or right is None:
+        return None
+    lanes = (0 if has_lanes(a, i) else None, 0 if has_lanes(b, j) else None)
+    if lanes == (None, None):
+        return f(left, right)
+    term = vmap(f, in_dims=lanes)(left, right)
+    return term.sum(0) if i + j == a.summed else term
+
+
+def convolution(
+    a: Series,
+    b: Series,
+    k: int,
+    *,
+    summed: int | None,
+    weight: Callable[[int], float] = lambda j: 1.0,  # noqa: ARG005
+    start: int = 0,
+    stop: int | None = None,
+) -> Coefficient:
+    r""":math:`\sum_j w_j a_j b_{k-j}`, elementwise, over ``start <= j <= stop``."""
+    total: Coefficient = None
+    for j in range(start, (k if stop is None else stop) + 1):
+        left, right = a[j], b[k - j]
+        if left is None or right is None or not weight(j):
+            continue
+        if k == summed and 0 < j < k:
+            total = plus(total, scaled((left * right).sum(0), weight(j)))
+        elif total is None:
+            total = _scaled_product(left, right, weight(j))
+        else:
+            total = torch.addcmul(total, left, right, value=weight(j))
+    return total
+
+
+def _scaled_product(a: Tensor, b: Tensor, c: float) -> Tensor:
+    """``c * a * b`` in one pass over the memory."""
+    return a * b if c == 1 else torch.addcmul(a.new_zeros(()), a, b, value=c)
+
+
+def product(a: Jet, b: Jet) -> Jet:
+    r"""The Cauchy product :math:`y_k = \sum_j a_j b_{k-j}`, elementwise."""
+    a, b = aligned(a, b)
+    x, y = series(a), series(b)
+    coefficients = [
+        convolution(x, y, k, summed=a.summed) for k in range(1, a.order + 1)
+    ]
+    return like(a, a.value * b.value, coefficients)
+
+
+def integral(x: Jet, slope: Jet, value: Tensor) -> Jet:
+    r""":math:`\int s\,dx`, by :math:`k\,y_k = \sum_{j=1}^k j\,x_j\,s_{k-j}`.
+
+    Args:
+        x: The argument.
+        slope: The derivative with respect to it; its highest coefficient is not used.
+        value: The integral at order zero.
+    """
+    x, slope = aligned(x, slope)
+    u, s = series(x), series(slope)
+    coefficients = [_integral_at(u, s, k, x.summed) for k in range(1, x.order + 1)]
+    return like(x, value, coefficients)
+
+
+def _integral_at(u: Series, s: Series, k: int, summed: int | None) -> Coefficient:
+    return convolution(u, s, k, summed=summed, weight=lambda j: j / k, start=1)
+
+
+def ode(x: Jet, value: Tensor, slope: Callable[[Series, int], Coefficient]) -> Jet:
+    r"""The solution of :math:`dy/dx = s(y)`, order by order.
+
+    Args:
+        x: The argument.
+        value: The solution at order zero.
+        slope: ``slope(y, k)`` is the coefficient of order ``k`` of ``s``, from the
+            coefficients of ``y`` up to that order.
+    """
+    u, y, s = series(x), [value], []
+    for k in range(1, x.order + 1):
+        s.append(slope(y, k - 1))
+        y.append(_integral_at(u, s, k, x.summed))
+    return like(x, value, y[1:])
+
+
+def elementwise(x: Jet, value: Tensor, derivative: Callable[[Jet, Jet], Jet]) -> Jet:
+    """``y`` with ``dy/dx = derivative(x, y)``, written with jets.
+
+    Each order is found from those below it, so that the derivative may depend on ``y``.
+    """
+    y = like(x, value, [])
+    for k in range(x.order):
+        slope = lift(x, derivative(like(x, x.value, x.coefficients[:k]), y))
+        s = series(slope)
+        new = _integral_at(series(x), s, k + 1, x.summed)
+        y = like(x, value, [*y.coefficients, new])
+    return y
+
+
+def taylor(x: Jet, terms: Sequence[Coefficient]) -> Jet:
+    r"""The composition :math:`\sum_n c_n u^n` with :math:`u = x - x_0`.
+
+    Args:
+        x: The argument.
+        terms: The coefficients :math:`c_0, \dots, c_K` of the outer function at the value
+            of ``x``: its derivatives over the factorials.
+    """
+    u: Series = [None, *x.coefficients]
+    powers = [u]
+    for _ in range(2, len(u)):
+        last = powers[-1]
+        powers.append([_power_at(u, last, k, x.summed) for k in range(len(u))])
+
+    def term(k: int) -> Coefficient:
+        total: Coefficient = None
+        for c, power in zip(terms[1:], powers, strict=True):
+            if c is not None and power[k] is not None:
+                total = plus(total, c * power[k])
+        return total
+
+    orders = range(1, len(u))
+    return like(x, terms[0], [later(x, k, partial(term, k)) for k in orders])
+
+
+def _power_at(u: Series, last: Series, k: int, summed: int | None) -> Coefficient:
+    """The coefficient of order ``k`` of the next power of a series without value."""
+    return convolution(u, last, k, summed=summed, start=1, stop=k - 1)
+
+
+def univariate(rule: Callable[..., Jet]) -> Callable[..., Jet]:
+    """The rule of an elementwise function of one variable, also for many directions.
+
+    All directions share the value, and with it the derivatives of the function there:
+    these are found once, along the axis, and composed with each direction.
+    """
+
+    @wraps(rule)
+    def apply(x: Jet, *args: Any, **kwargs: Any) -> Jet:
+        if x.summed is None:
+            return rule(x, *args, **kwargs)
+        axis = [torch.ones_like(x.value), *[None] * (x.order - 1)]
+        return taylor(x, series(rule(Jet(x.value, axis), *args, **kwargs)))
+
+    return apply

@@ -1,0 +1,207 @@
+"""The jet: a truncated power series of tensors that stands in for a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pureopt._errors import DerivativeError
+
+Coefficient: TypeAlias = Tensor | None
+"""A coefficient of a series; ``None`` is zero, known as such before anything runs."""
+
+class Later:
+    """A coefficient that is computed when it is first asked for, if ever."""
+
+    __slots__ = ("make", "made")
+
+    def __init__(self, make: Callable[[], Coefficient]) -> None:
+        self.make: Callable[[], Coefficient] | None = make
+        self.made: Coefficient = None
+
+    def get(self) -> Coefficient:
+        """The coefficient."""
+        if self.make is not None:
+            self.made, self.make = self.make(), None
+        return self.made
+
+
+Rule: TypeAlias = Callable[..., Any]
+
+RULES: dict[Callable[..., Any], Rule] = {}
+"""What to do in the place of each torch function when an argument is a jet."""
+
+
+class Jet:
+    r"""A power series :math:`x(t) = x_0 + x_1 t + \dots + x_K t^K` in the place of a tensor.
+
+    Inside :func:`jet`, the function sees its arguments as jets: every torch function
+    and method that has a rule takes and returns them, and so do operators and indexing.
+    ``shape``, ``dtype``, ``device``, ``dim()`` and ``size()`` are those of the value, and
+    comparisons compare values. Rules are written with jets; other programs need not know
+    of them.
+
+    Attributes:
+        value: The coefficient of order zero, a tensor.
+        terms: The coefficients of order 1 to K, as :meth:`coefficient` gives them: each is
+            a tensor of the shape of ``value``, or ``None`` where it is known to be zero.
+
+    Example:
+        >>> import torch
+        >>> import pureopt as po
+        >>> def f(x):
+        ...     return x.exp() if isinstance(x, po.derivatives.Jet) else 0 * x
+        >>> po.derivatives.jet(f, torch.tensor(0.0), (torch.tensor(1.0),))
+        (tensor(1.), (tensor(1.),))
+    """
+
+    # With `summed`, several series that share their value are carried at once, along a
+    # new first dimension of the coefficients, but for the coefficient of that order,
+    # which is the sum over the directions. Only sums of such terms enter it, which is
+    # what makes Laplacians cheap.
+    __slots__ = ("summed", "terms", "value")
+
+    def __init__(
+        self,
+        value: Tensor,
+        terms: Iterable[Coefficient | Later],
+        summed: int | None = None,
+    ) -> None:
+        self.value = value
+        self.terms = tuple(terms)
+        self.summed = summed
+
+    def coefficient(self, k: int) -> Coefficient:
+        """The coefficient of order ``k``."""
+        if k == 0:
+            return self.value
+        term = self.terms[k - 1]
+        return term.get() if isinstance(term, Later) else term
+
+    @property
+    def coefficients(self) -> tuple[Coefficient, ...]:
+        """Those of order 1 to K."""
+        return tuple(self.coefficient(k) for k in range(1, self.order + 1))
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        rule = RULES.get(func)
+        if rule is None:
+            raise missing(func)
+        return rule(*args, **(kwargs or {}))
+
+    @property
+    def order(self) -> int:
+        """The order K at which the series ends."""
+        return len(self.terms)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the value."""
+        return self.value.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the value."""
+        return self.value.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the value."""
+        return self.value.device
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions of the value."""
+        return self.value.ndim
+
+    @property
+    def layout(self) -> torch.layout:
+        """The layout of the value."""
+        return self.value.layout
+
+    is_nested = False
+    is_cuda = property(lambda self: self.value.is_cuda)
+    is_sparse = False
+    requires_grad = False
+
+    def __getitem__(self, index: Any) -> Any:
+        return RULES[torch.Tensor.__getitem__](self, index)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Any:
+        return iter(self.unbind(0))
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise DerivativeError(
+            "jet(f=...)",
+            "not write to its arguments",
+            "an assignment to `x[...]`",
+            "Build the result with `torch.where`, `torch.cat` or `torch.stack`.",
+        )
+
+    def __repr__(self) -> str:
+        shape, dtype = tuple(self.shape), self.dtype
+        return f"Jet(shape={shape}, dtype={dtype}, order={self.order})"
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(torch.Tensor, name, None)
+        if member is None or name.startswith("__"):
+            raise AttributeError(f"`Jet` has no attribute `{name}`")
+        if not callable(member):
+            return Jet.__torch_function__(member.__get__, (), (self,))
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return Jet.__torch_function__(member, (), (self, *args), kwargs)
+
+        return method
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    """Python looks operators up in the class, so that ``__getattr__`` does not see them."""
+    member = getattr(torch.Tensor, name)
+
+    def apply(self: Jet, *others: Any) -> Any:
+        return Jet.__torch_function__(member, (), (self, *others))
+
+    apply.__name__ = name
+    return apply
+
+
+for _name in (
+    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow",
+    "matmul", "rmatmul", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge",
+    "mod", "rmod", "floordiv", "rfloordiv",
+):  # fmt: skip
+    setattr(Jet, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def missing(func: Callable[..., Any]) -> DerivativeError:
+    """The error for a function without a rule."""
+    name = name_of(func)
+    return DerivativeError(
+        "jet(f=...)",
+        "call functions that have a rule for power series",
+        f"`{name}`",
+        f"Register one: `pureopt.derivatives.register_jet({name}, rule)`, where `rule` "
+        "takes the same arguments and is written with functions that have one.",
+    )
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """How a program writes this function."""
+    return torch.overrides.resolve_name(func) or getattr(func, "__name__", repr(func))

@@ -1,0 +1,162 @@
+"""Rules of functions that are linear in each of two or more arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pureopt.derivatives._jets._algebra import bilinear, constant, lift, linear, product
+from pureopt.derivatives._jets._jet import RULES, Jet
+from pureopt.derivatives._jets._register import rule, spellings
+from pureopt.derivatives._jets._shapes import value_of
+
+
+def multiply(f: Callable[[Tensor, Tensor], Tensor], a: Any, b: Any) -> Any:
+    """``f(a, b)`` for a function linear in each, of which one may be constant."""
+    if not isinstance(b, Jet):
+        return linear(lambda c: f(c, b), a) if isinstance(a, Jet) else f(a, b)
+    if not isinstance(a, Jet):
+        return linear(lambda c: f(a, c), b)
+    return bilinear(f, a, b)
+
+
+def _bilinear_rule(op: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
+        return multiply(lambda x, y: op(x, y, *args, **kwargs), a, b)
+
+    return apply
+
+
+for _op in spellings(
+    "matmul", "__matmul__", "mm", "bmm", "mv", "dot", "vdot", "inner", "outer", "ger",
+    "kron", "tensordot", "vecdot", "linalg.vecdot", "cross", "linalg.cross",
+):  # fmt: skip
+    RULES[_op] = _bilinear_rule(_op)
+
+
+@rule("__rmatmul__")
+def rmatmul(b: Any, a: Any) -> Any:
+    return multiply(torch.matmul, a, b)
+
+
+@rule("linear")
+def linear_(input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: A002
+    y = multiply(F.linear, input, weight)
+    return y if bias is None else y + bias
+
+
+@rule("bilinear")
+def bilinear_(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
+    y = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
+    return y if bias is None else y + bias
+
+
+def _convolution_rule(op: Callable[..., Any]) -> Callable[..., Any]:
+    def convolve(
+        input: Any,  # noqa: A002
+        weight: Any,
+        bias: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        y = multiply(lambda x, w: op(x, w, None, *args, **kwargs), input, weight)
+        if bias is None:
+            return y
+        spatial = value_of(weight).dim() - 2
+        return y + bias.reshape(-1, *[1] * spatial)
+
+    return convolve
+
+
+for _op in spellings(
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
+    "conv_transpose3d",
+):  # fmt: skip
+    RULES[_op] = _convolution_rule(_op)
+
+
+@rule("einsum")
+def einsum(equation: str, *operands: Any) -> Any:
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
+    jets = [x for x in operands if isinstance(x, Jet)]
+    if len(jets) == 1:
+        return linear(
+            lambda c: torch.einsum(
+                equation, *(c if isinstance(x, Jet) else x for x in operands)
+            ),
+            jets[0],
+        )
+    if len(operands) == 2:  # noqa: PLR2004
+        return multiply(lambda a, b: torch.einsum(equation, a, b), *operands)
+    return _contract(equation.replace(" ", ""), list(operands))
+
+
+def _contract(equation: str, operands: list[Any]) -> Any:
+    """Contract the first two of several operands, keeping the labels that are still used."""
+    inputs, _, output = equation.partition("->")
+    labels = inputs.split(",")
+    if not output and "->" not in equation:
+        letters = sorted(set(inputs.replace(",", "").replace(".", "")))
+        output = ("..." if "..." in inputs else "") + "".join(
+            c for c in letters if inputs.count(c) == 1
+        )
+    while len(operands) > 2:  # noqa: PLR2004
+        first, second, *rest = labels
+        needed = "".join(rest) + output
+        both = dict.fromkeys((first + second).replace(".", ""))
+        kept = "".join(c for c in both if c in needed)
+        if "..." in first + second:
+            kept = "..." + kept
+        pair = einsum(f"{first},{second}->{kept}", operands[0], operands[1])
+        labels, operands = [kept, *rest], [pair, *operands[2:]]
+    return einsum(f"{labels[0]},{labels[1]}->{output}", *operands)
+
+
+def _affine_rule(op: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    def apply(
+        input: Any,  # noqa: A002
+        a: Any,
+        b: Any,
+        *,
+        beta: float = 1,
+        alpha: float = 1,
+    ) -> Any:
+        y = op(a, b)
+        return (y * alpha if alpha != 1 else y) + (input * beta if beta != 1 else input)
+
+    return apply
+
+
+for _name, _of in (
+    ("addmm", torch.matmul), ("addmv", torch.matmul), ("baddbmm", torch.matmul),
+    ("addr", torch.outer),
+):  # fmt: skip
+    rule(_name)(_affine_rule(_of))
+
+
+@rule("addbmm")
+def addbmm(input: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:  # noqa: A002
+    return input * beta + torch.matmul(a, b).sum(0) * alpha
+
+
+@rule("prod")
+def prod(x: Jet, dim: int | None = None, keepdim: bool = False, **kwargs: Any) -> Jet:
+    """Halves times halves: right at zeros, in a logarithmic number of products."""
+    if dim is None:
+        return prod(torch.reshape(x, (-1,)), 0, **kwargs)
+    if kwargs.get("dtype") is not None:
+        x = x.to(kwargs["dtype"])
+    y = x.movedim(dim, 0)
+    if not y.shape[0]:
+        empty = torch.prod(x.value, dim, keepdim)
+        return constant(x, empty)
+    while y.shape[0] > 1:
+        half = y.shape[0] // 2
+        pairs = product(lift(x, y[:half]), lift(x, y[half : 2 * half]))
+        y = torch.cat([pairs, y[2 * half :]]) if y.shape[0] % 2 else pairs
+    return y.movedim(0, dim) if keepdim else y[0]

@@ -1,0 +1,216 @@
+"""Rules of reductions and scans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pureopt.derivatives._jets._algebra import (
+    integral,
+    lift,
+    like,
+    linear,
+    product,
+)
+from pureopt.derivatives._jets._arithmetic import belongs, quotient
+from pureopt.derivatives._jets._jet import Jet
+from pureopt.derivatives._jets._register import linear_in_first, rule, spellings
+
+linear_in_first(
+    spellings("sum", "mean", "cumsum", "diff", "sum_to_size", "nansum", "nanmean")
+)
+
+Dims = int | Sequence[int] | None
+
+
+def _dims(x: Jet, dim: Dims) -> tuple[int, ...]:
+    if dim is None or (not isinstance(dim, int) and not len(dim)):
+        return tuple(range(x.ndim))
+    return (dim,) if isinstance(dim, int) else tuple(dim)
+
+
+def _shifted(x: Jet, dims: tuple[int, ...]) -> tuple[Jet, Tensor]:
+    """``x`` less its largest value, which is as good as constant, and that value."""
+    top = x.value.detach().amax(dims, keepdim=True) if dims else x.value.detach()
+    top = torch.where(top.isinf(), 0.0, top)
+    return x - top, top
+
+
+@rule("softmax", "_softmax")
+def softmax(
+    input: Jet,  # noqa: A002
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> Jet:
+    x = input if dtype is None else input.to(dtype)
+    if dim is None:
+        dim = 0 if x.ndim in {0, 1, 3} else 1
+    e = torch.exp(_shifted(x, (dim,))[0])
+    total = linear(lambda c: c.sum(dim, keepdim=True).expand(e.shape), e)
+    return quotient(e, total)
+
+
+@rule("softmin")
+def softmin(
+    input: Jet,  # noqa: A002
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> Jet:
+    return softmax(-input, dim, dtype=dtype)
+
+
+@rule("log_softmax", "_log_softmax")
+def log_softmax(
+    input: Jet,  # noqa: A002
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> Jet:
+    x = input if dtype is None else input.to(dtype)
+    if dim is None:
+        dim = 0 if x.ndim in {0, 1, 3} else 1
+    y = x - logsumexp(x, dim, keepdim=True)
+    return like(x, torch.log_softmax(x.value, dim), y.coefficients)
+
+
+@rule("logsumexp")
+def logsumexp(input: Jet, dim: Dims, keepdim: bool = False) -> Jet:  # noqa: A002
+    dims = _dims(input, dim)
+    shifted, _ = _shifted(input, dims)
+    y = torch.log(torch.exp(shifted).sum(dims, keepdim=keepdim))
+    return like(input, torch.logsumexp(input.value, dims, keepdim), y.coefficients)
+
+
+@rule("logaddexp")
+def logaddexp(input: Any, other: Any) -> Jet:  # noqa: A002
+    r""":math:`y' = \sigma(a - b)\,a' + \sigma(b - a)\,b'`."""
+    first = belongs(input, other)
+    a, b = lift(first, input), lift(first, other)
+    value = torch.logaddexp(a.value, b.value)
+    left = integral(a, torch.sigmoid(a - b), value)
+    right = integral(b, torch.sigmoid(b - a), torch.zeros_like(value))
+    return left + right
+
+
+@rule("logaddexp2")
+def logaddexp2(input: Any, other: Any) -> Jet:  # noqa: A002
+    log_2 = 0.6931471805599453
+    y = logaddexp(input * log_2, other * log_2) / log_2
+    first = belongs(input, other)
+    a, b = lift(first, input), lift(first, other)
+    return like(first, torch.logaddexp2(a.value, b.value), y.coefficients)
+
+
+def _scan(combine: Callable[[Any, Any], Any], x: Jet, dim: int) -> Jet:
+    """All prefixes of an associative operation, in a logarithmic number of steps."""
+    if not x.ndim:
+        return x
+    y, size, step = x.movedim(dim, 0), x.shape[dim], 1
+    while step < size:
+        y = torch.cat([y[:step], combine(y[:-step], y[step:])])
+        step *= 2
+    return y.movedim(0, dim)
+
+
+@rule("logcumsumexp")
+def logcumsumexp(x: Jet, dim: int) -> Jet:
+    return _scan(logaddexp, x, dim)
+
+
+@rule("cumprod")
+def cumprod(x: Jet, dim: int, *, dtype: torch.dtype | None = None) -> Jet:
+    return _scan(product, x if dtype is None else x.to(dtype), dim)
+
+
+@rule("trapezoid", "trapz")
+def trapezoid(y: Any, x: Any = None, *, dx: float = 1.0, dim: int = -1) -> Any:
+    n = y.shape[dim]
+    pair = y.narrow(dim, 1, n - 1) + y.narrow(dim, 0, n - 1)
+    if x is None:
+        return pair.sum(dim) * (dx / 2)
+    if len(x.shape) == 1:
+        x = x.reshape(-1, *[1] * (len(y.shape) - 1 - dim % len(y.shape)))
+        return (pair * torch.diff(x, dim=0)).sum(dim) / 2
+    return (pair * torch.diff(x, dim=dim)).sum(dim) / 2
+
+
+def guarded_sqrt(x: Jet) -> Jet:
+    """The square root of what is not negative, with derivatives 0 at 0."""
+    zero = x.value == 0
+    y = torch.sqrt(torch.where(zero, torch.ones_like(x.value), x))
+    return torch.where(zero, torch.zeros_like(x.value), y)
+
+
+def _spread_of(
+    x: Jet, dim: Any, unbiased: bool | None, correction: float | None, keepdim: bool
+) -> tuple[Jet, Jet]:
+    """Variance and mean; ``dim`` may be ``unbiased``, as torch has it."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    if unbiased is not None:
+        correction = float(unbiased)
+    dims = _dims(x, dim)
+    n = 1
+    for d in dims:
+        n *= x.shape[d]
+    mean = x.mean(dims, keepdim=True)
+    centered = x - mean
+    total = torch.square(centered).sum(dims, keepdim=keepdim)
+    degrees = max(0.0, n - (1.0 if correction is None else correction))
+    # A division by zero is NaN, as torch has it.
+    variance = total / degrees if degrees else total / total.value.new_zeros(())
+    return variance, mean if keepdim else mean.reshape(variance.shape)
+
+
+@rule("var_mean")
+def var_mean(
+    input: Jet,  # noqa: A002
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> tuple[Jet, Jet]:
+    return _spread_of(input, dim, unbiased, correction, keepdim)
+
+
+@rule("std_mean")
+def std_mean(
+    input: Jet,  # noqa: A002
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> tuple[Jet, Jet]:
+    variance, mean = _spread_of(input, dim, unbiased, correction, keepdim)
+    return guarded_sqrt(variance), mean
+
+
+@rule("var")
+def var(
+    input: Jet,  # noqa: A002
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Jet:
+    return _spread_of(input, dim, unbiased, correction, keepdim)[0]
+
+
+@rule("std")
+def std(
+    input: Jet,  # noqa: A002
+    dim: Any = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Jet:
+    return guarded_sqrt(_spread_of(input, dim, unbiased, correction, keepdim)[0])

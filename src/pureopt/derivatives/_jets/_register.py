@@ -1,0 +1,134 @@
+"""Where rules come from: this package's own, and those of its users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pureopt._errors import DerivativeError, told
+from pureopt.derivatives._jets._algebra import elementwise, linear, univariate
+from pureopt.derivatives._jets._jet import RULES, Jet, Rule
+
+R = TypeVar("R", bound=Callable[..., Any])
+
+_HOMES = (torch, Tensor, torch.special, torch.linalg, F)
+
+
+def spellings(*names: str) -> list[Callable[..., Any]]:
+    """Every function of torch that has one of these names, methods included.
+
+    ``"linalg.norm"`` is looked up in ``torch.linalg`` alone.
+    """
+    found = []
+    for name in names:
+        home, _, last = name.rpartition(".")
+        homes = [getattr(torch, home)] if home else _HOMES
+        found += [getattr(h, last) for h in homes if hasattr(h, last)]
+    return found
+
+
+def rule(*names: str) -> Callable[[R], R]:
+    """Make the decorated function the rule of every spelling of these names."""
+
+    def decorate(function: R) -> R:
+        for op in spellings(*names):
+            RULES[op] = function
+        return function
+
+    return decorate
+
+
+def univariate_rule(*names: str) -> Callable[[R], Rule]:
+    """As :func:`rule`, for an elementwise function of one variable."""
+
+    def decorate(function: R) -> Rule:
+        return rule(*names)(univariate(function))
+
+    return decorate
+
+
+def linear_in_first(ops: Iterable[Callable[..., Any]]) -> None:
+    """The rule of functions that are linear in their first argument, for fixed others."""
+    for op in ops:
+        RULES[op] = _linear_rule(op)
+
+
+def _linear_rule(op: Callable[..., Any]) -> Rule:
+    def apply(x: Jet, *args: Any, **kwargs: Any) -> Any:
+        return linear(lambda c: op(c, *args, **kwargs), x)
+
+    return apply
+
+
+def register_jet(op: Callable[..., Any], rule: Callable[..., Any]) -> None:
+    """Teach :func:`jet` a function by a composition.
+
+    Args:
+        op: A function that lets others stand in for tensors: one of torch, an operator of
+            ``torch.ops``, or a function made by ``torch.overrides.wrap_torch_function``.
+        rule: Takes the arguments of ``op``, of which those that depend on the variable
+            are jets, and returns what ``op`` would return. It is written with functions
+            that have rules, which call for call act on power series. It replaces a rule
+            that was there.
+
+    Raises:
+        DerivativeError: If ``op`` or ``rule`` cannot be called.
+
+    Example:
+        >>> import torch
+        >>> import pureopt as po
+        >>> def chord(angle):
+        ...     return 2 * torch.sin(angle / 2)
+        >>> dispatcher = lambda angle: (angle,)
+        >>> chord = torch.overrides.wrap_torch_function(dispatcher)(chord)
+        >>> po.derivatives.register_jet(chord, lambda angle: 2 * torch.sin(angle / 2))
+        >>> po.derivatives.nth_derivative(chord, 2)(torch.tensor(0.0))
+        tensor(0.)
+    """
+    _check("register_jet(op=...)", op)
+    _check("register_jet(rule=...)", rule)
+    RULES[op] = rule
+
+
+def register_jet_derivative(
+    op: Callable[..., Any], derivative: Callable[..., Any]
+) -> None:
+    r"""Teach :func:`jet` an elementwise function of one variable by its derivative.
+
+    .. math:: y = \mathrm{op}(x), \qquad \frac{dy}{dx} = \mathrm{derivative}(x, y)
+
+    Args:
+        op: As for :func:`register_jet`; further arguments are constants.
+        derivative: ``derivative(x, y, *args)`` with jets ``x`` and ``y``, written with
+            functions that have rules.
+
+    Raises:
+        DerivativeError: If ``op`` or ``derivative`` cannot be called.
+
+    Example:
+        >>> import torch
+        >>> import pureopt as po
+        >>> po.derivatives.register_jet_derivative(
+        ...     torch.special.ndtri,
+        ...     lambda x, y: (2 * torch.pi) ** 0.5 * torch.exp(y * y / 2),
+        ... )
+        >>> x = torch.tensor(0.5)
+        >>> po.derivatives.nth_derivative(torch.special.ndtri, 3)(x)
+        tensor(15.7496)
+    """
+    _check("register_jet_derivative(op=...)", op)
+    _check("register_jet_derivative(derivative=...)", derivative)
+
+    def apply(x: Jet, *args: Any) -> Jet:
+        return elementwise(x, op(x.value, *args), lambda u, y: derivative(u, y, *args))
+
+    RULES[op] = univariate(apply)
+
+
+def _check(where: str, value: object) -> None:
+    if not callable(value):
+        raise DerivativeError(where, "be a function", told(value))

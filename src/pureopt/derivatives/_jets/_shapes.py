@@ -1,0 +1,127 @@
+"""Rules of functions that move, copy, drop or convert numbers, and of those that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pureopt.derivatives._jets._algebra import constant, lift, linear
+from pureopt.derivatives._jets._jet import RULES, Jet
+from pureopt.derivatives._jets._register import linear_in_first, rule, spellings
+
+MOVES = (
+    "reshape", "view", "view_as", "reshape_as", "flatten", "unflatten", "ravel",
+    "squeeze", "unsqueeze", "permute", "transpose", "swapaxes", "swapdims", "t",
+    "movedim", "moveaxis", "adjoint", "expand", "expand_as", "broadcast_to", "repeat",
+    "repeat_interleave", "tile", "flip", "fliplr", "flipud", "roll", "rot90", "clone",
+    "contiguous", "narrow", "select", "chunk", "split", "split_with_sizes",
+    "tensor_split", "unbind", "diagonal", "diag", "diag_embed", "diagflat", "tril",
+    "triu", "trace", "real", "unfold", "as_strided", "pixel_shuffle", "pixel_unshuffle",
+    "channel_shuffle", "to", "float", "double", "half", "bfloat16", "type_as", "cpu",
+    "cuda", "fold", "interpolate", "upsample", "hsplit", "vsplit", "dsplit",
+    "atleast_1d", "atleast_2d", "atleast_3d",
+)  # fmt: skip
+
+# Piecewise constant: the derivatives are zero wherever they exist.
+STEPS = (
+    "sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "heaviside", "zeros_like",
+    "ones_like", "empty_like", "full_like",
+)  # fmt: skip
+
+READS = (
+    "eq", "ne", "lt", "le", "gt", "ge", "__eq__", "__ne__", "__lt__", "__le__", "__gt__",
+    "__ge__", "isnan", "isinf", "isfinite", "isposinf", "isneginf", "signbit",
+    "logical_not", "logical_and", "logical_or", "logical_xor", "argmax", "argmin",
+    "argsort", "searchsorted", "bucketize", "count_nonzero", "nonzero", "all", "any",
+    "is_floating_point", "is_complex", "is_contiguous", "numel", "nelement", "size",
+    "dim", "ndimension", "stride", "detach", "item", "tolist", "allclose", "equal",
+    "isclose", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full",
+    "new_empty", "new_tensor", "__bool__", "__int__", "__float__", "element_size",
+    "get_device", "is_same_size", "result_type", "can_cast", "is_signed", "is_inference",
+    "broadcast_shapes",
+)  # fmt: skip
+
+PROPERTIES = ("T", "mT", "H", "mH")
+
+
+def _of_values(op: Callable[..., Any]) -> Callable[..., Any]:
+    def read(*args: Any, **kwargs: Any) -> Any:
+        return op(
+            *(value_of(arg) for arg in args),
+            **{name: value_of(arg) for name, arg in kwargs.items()},
+        )
+
+    return read
+
+
+def value_of(arg: Any) -> Any:
+    """The value of a jet; anything else as it is."""
+    return arg.value if isinstance(arg, Jet) else arg
+
+
+def _step(op: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(x: Jet, *args: Any, **kwargs: Any) -> Jet:
+        return constant(x, op(x.value, *args, **kwargs))
+
+    return apply
+
+
+linear_in_first(spellings(*MOVES))
+linear_in_first(getattr(Tensor, name).__get__ for name in PROPERTIES)
+for _op in spellings(*READS):
+    RULES[_op] = _of_values(_op)
+for _op in spellings(*STEPS):
+    RULES[_op] = _step(_op)
+
+
+def _first(jets: Sequence[Any]) -> Jet:
+    return next(x for x in jets if isinstance(x, Jet))
+
+
+def _joining(op: Callable[..., Any]) -> Callable[..., Any]:
+    def join(tensors: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        first = _first(tensors)
+        jets = [lift(first, x) for x in tensors]
+        return linear(lambda *c: op(c, *args, **kwargs), *jets)
+
+    return join
+
+
+for _op in spellings(
+    "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack",
+    "column_stack", "row_stack",
+):  # fmt: skip
+    RULES[_op] = _joining(_op)
+
+
+@rule("where")
+def where(condition: Any, input: Any, other: Any) -> Any:  # noqa: A002
+    mask = value_of(condition)
+    if not (isinstance(input, Jet) or isinstance(other, Jet)):
+        return torch.where(mask, input, other)
+    first = _first((input, other))
+    # The mask is expanded, so that it means the same beside a dimension of directions.
+    shape = torch.broadcast_shapes(
+        mask.shape, *(x.shape for x in (input, other) if isinstance(x, Jet | Tensor))
+    )
+    mask = mask.expand(shape)
+    return linear(
+        lambda a, b: torch.where(mask, a, b), lift(first, input), lift(first, other)
+    )
+
+
+@rule("masked_fill")
+def masked_fill(input: Any, mask: Any, value: Any) -> Any:  # noqa: A002
+    return where(mask, value, input)
+
+
+@rule("nan_to_num")
+def nan_to_num(
+    x: Jet, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
+) -> Jet:
+    kept = torch.isfinite(x.value)
+    value = torch.nan_to_num(x.value, nan, posinf, neginf)
+    return where(kept, x, value)

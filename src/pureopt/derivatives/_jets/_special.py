@@ -1,0 +1,138 @@
+"""Rules of special functions: error functions, gamma functions, entropies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pureopt.derivatives._jets._algebra import elementwise, integral, like, taylor
+from pureopt.derivatives._jets._jet import Coefficient, Jet
+from pureopt.derivatives._jets._register import rule
+from pureopt.derivatives._jets._shapes import value_of
+
+_TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
+_ROOT_TWO_PI = math.sqrt(2 * math.pi)
+
+
+def _bell(x: Jet) -> Jet:
+    r""":math:`e^{-x^2/2} / \sqrt{2 \pi}`."""
+    return torch.exp(torch.square(x) * -0.5) / _ROOT_TWO_PI
+
+
+@rule("erf")
+def erf(x: Jet) -> Jet:
+    slope = torch.exp(-torch.square(x)) * _TWO_OVER_ROOT_PI
+    return integral(x, slope, torch.erf(x.value))
+
+
+@rule("erfc")
+def erfc(x: Jet) -> Jet:
+    slope = torch.exp(-torch.square(x)) * -_TWO_OVER_ROOT_PI
+    return integral(x, slope, torch.erfc(x.value))
+
+
+@rule("erfcx")
+def erfcx(x: Jet) -> Jet:
+    r""":math:`y' = 2 x y - 2 / \sqrt{\pi}`, which cancels where :math:`x` is large."""
+    value = torch.special.erfcx(x.value)
+    return elementwise(x, value, lambda u, y: 2 * u * y - _TWO_OVER_ROOT_PI)
+
+
+@rule("erfinv")
+def erfinv(x: Jet) -> Jet:
+    def slope(u: Jet, y: Jet) -> Jet:  # noqa: ARG001
+        return torch.exp(torch.square(y)) / _TWO_OVER_ROOT_PI
+
+    return elementwise(x, torch.erfinv(x.value), slope)
+
+
+@rule("ndtr")
+def ndtr(x: Jet) -> Jet:
+    return integral(x, _bell(x), torch.special.ndtr(x.value))
+
+
+@rule("log_ndtr")
+def log_ndtr(x: Jet) -> Jet:
+    r""":math:`y' = \varphi(x) / \Phi(x) = e^{-x^2/2 - y} / \sqrt{2 \pi}`."""
+
+    def slope(u: Jet, y: Jet) -> Jet:
+        return torch.exp(torch.square(u) * -0.5 - y) / _ROOT_TWO_PI
+
+    return elementwise(x, torch.special.log_ndtr(x.value), slope)
+
+
+@rule("ndtri")
+def ndtri(x: Jet) -> Jet:
+    def slope(u: Jet, y: Jet) -> Jet:  # noqa: ARG001
+        return torch.exp(torch.square(y) * 0.5) * _ROOT_TWO_PI
+
+    return elementwise(x, torch.special.ndtri(x.value), slope)
+
+
+def _zeta(s: float, q: Tensor) -> Tensor:
+    """The sum of ``(q + i) ** -s`` from ``i = 0``."""
+    return torch.special.zeta(s, q)
+
+
+@rule("lgamma", "gammaln")
+def lgamma(x: Jet) -> Jet:
+    r"""Coefficients :math:`(-1)^n \zeta(n, x) / n`, after the first two."""
+    q = x.value
+    terms: list[Coefficient] = [torch.lgamma(q), torch.digamma(q)]
+    terms += [_zeta(n, q) * ((-1) ** n / n) for n in range(2, x.order + 1)]
+    return taylor(x, terms[: x.order + 1])
+
+
+@rule("digamma", "psi")
+def digamma(x: Jet) -> Jet:
+    r"""Coefficients :math:`(-1)^{n+1} \zeta(n + 1, x)`, after the first."""
+    q = x.value
+    terms: list[Coefficient] = [torch.digamma(q)]
+    terms += [_zeta(n + 1, q) * (-1) ** (n + 1) for n in range(1, x.order + 1)]
+    return taylor(x, terms)
+
+
+@rule("polygamma")
+def polygamma(n: Any, x: Any) -> Jet:
+    r"""Coefficients :math:`(-1)^{n+k+1} \frac{(n+k)!}{k!} \zeta(n + k + 1, x)`."""
+    if isinstance(n, Jet):  # the method of a tensor
+        n, x = x, n
+    if n == 0:
+        return digamma(x)
+    signed = [(-1) ** (n + k + 1) * math.perm(n + k, n) for k in range(x.order + 1)]
+    return taylor(x, [_zeta(n + k + 1, x.value) * c for k, c in enumerate(signed)])
+
+
+@rule("zeta")
+def zeta(s: Any, q: Any) -> Jet:
+    r"""Coefficients :math:`(-1)^k \binom{s+k-1}{k} \zeta(s + k, q)`, ``s`` constant."""
+    terms, factor = [], 1.0
+    for k in range(q.order + 1):
+        terms.append(_zeta(s + k, q.value) * factor)
+        factor = -factor * (s + k) / (k + 1)
+    return taylor(q, terms)
+
+
+@rule("multigammaln", "mvlgamma")
+def multigammaln(x: Jet, p: int) -> Jet:
+    shifts = torch.arange(p, dtype=x.dtype, device=x.device) / 2
+    total = torch.lgamma(torch.unsqueeze(x, -1) - shifts).sum(-1)
+    return total + p * (p - 1) / 4 * math.log(math.pi)
+
+
+@rule("entr")
+def entr(x: Jet) -> Jet:
+    y = -x * torch.log(x)
+    return like(x, torch.special.entr(x.value), y.coefficients)
+
+
+@rule("xlog1py")
+def xlog1py(input: Any, other: Any) -> Jet:  # noqa: A002
+    zero = value_of(input) == 0
+    if not isinstance(zero, Tensor):
+        zero = torch.full_like(value_of(other), zero, dtype=torch.bool)
+    safe = torch.where(zero, torch.zeros_like(value_of(other)), other)
+    return input * torch.log1p(safe)

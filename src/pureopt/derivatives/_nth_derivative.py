@@ -1,0 +1,113 @@
+"""Derivatives of high order: ``nth_derivative`` and ``directional_derivatives``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pureopt._errors import DerivativeError, told
+from pureopt._tree import check_like, check_params, tree_map
+from pureopt._typing import P
+from pureopt.derivatives._jets._transform import (
+    coefficient_at,
+    propagate,
+    value_at,
+)
+
+
+def nth_derivative(
+    f: Callable[[Tensor], Any], n: int
+) -> Callable[[Tensor], Any]:
+    r"""The ``n``-th derivative of a function of one real variable.
+
+    .. math:: x \mapsto \frac{d^n f}{dx^n}(x)
+
+    By Taylor mode, at a cost that grows with :math:`n^2` at most. Past the degree of a
+    polynomial it is zero.
+
+    Args:
+        f: A function of a 0-d tensor to a tree of tensors of any shapes. A function that
+            acts on each element alone may also be given a tensor of points: the
+            derivatives are then those at each point.
+        n: The order, 0 or more.
+
+    Returns:
+        A function of ``x``; its values are trees like those of ``f``.
+
+    Raises:
+        DerivativeError: If ``n`` is no whole number, or negative; and what
+            :func:`jet` raises.
+
+    Example:
+        The third derivative of a square, and the eighth of the sine:
+
+        >>> import torch
+        >>> import pureopt as po
+        >>> x = torch.tensor(0.5)
+        >>> po.derivatives.nth_derivative(lambda x: x * x, 3)(x)
+        tensor(0.)
+        >>> po.derivatives.nth_derivative(torch.sin, 8)(x), torch.sin(x)
+        (tensor(0.4794), tensor(0.4794))
+    """
+    _check_order("nth_derivative(n=...)", n, 0)
+
+    def derivative(x: Tensor) -> Any:
+        check_params("nth_derivative(f, n)(x=...)", x)
+        if n == 0:
+            return f(x)
+        return directional_derivatives(f, x, torch.ones_like(x), n)[n]
+
+    return derivative
+
+
+def directional_derivatives(
+    f: Callable[[P], Any], x: P, v: P, order: int
+) -> tuple[Any, ...]:
+    r"""All derivatives of ``f`` at ``x`` along ``v``, from order 0 to ``order``.
+
+    .. math:: \frac{d^k}{dt^k} f(x + t v) \Big\vert_{t=0}, \qquad k = 0, \dots, K
+
+    They are the factorials times the coefficients that :func:`jet` finds in one pass.
+
+    Args:
+        f: A function of one tree of tensors to a tree of tensors.
+        x: The point, a tree of floating tensors.
+        v: The direction, a tree like ``x``.
+        order: The highest order K, 1 or more.
+
+    Returns:
+        ``order + 1`` trees like the output of ``f``.
+
+    Raises:
+        DerivativeError: If ``order`` is no whole number, or less than 1; and what
+            :func:`jet` raises.
+        TreeError: If ``v`` is not like ``x``.
+
+    Example:
+        Value, slope and curvature along a line of :math:`x y^2`:
+
+        >>> import torch
+        >>> import pureopt as po
+        >>> x, v = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])
+        >>> po.derivatives.directional_derivatives(lambda x: x[0] * x[1] ** 2, x, v, 3)
+        (tensor(4.), tensor(8.), tensor(10.), tensor(6.))
+    """
+    _check_order("directional_derivatives(order=...)", order, 1)
+    check_params("directional_derivatives(x=...)", x)
+    check_like("directional_derivatives(v=...)", v, x, "x")
+    where = "directional_derivatives(f=...)"
+    out = propagate(where, f, x, [v, *[None] * (order - 1)])
+    return tree_map(value_at, out), *(
+        tree_map(lambda y, k=k: coefficient_at(y, k) * float(math.factorial(k)), out)
+        for k in range(1, order + 1)
+    )
+
+
+def _check_order(where: str, n: object, least: int) -> None:
+    if not isinstance(n, int) or isinstance(n, bool) or n < least:
+        got = f"{n}" if isinstance(n, int) else told(n)
+        raise DerivativeError(where, f"be a whole number, {least} or more", got)

@@ -1,0 +1,135 @@
+"""From the public call to the sums: the door of the per-sample quantities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pureopt._errors import DerivativeError, told
+from pureopt._tree import check_params, tree_leaves
+from pureopt.derivatives._per_sample import _sums
+from pureopt.derivatives._per_sample._opaque import Opaque
+from pureopt.derivatives._per_sample._record import record
+
+
+class Seen(NamedTuple):
+    """A recorded batch: what there is to know of each leaf.
+
+    Attributes:
+        leaves: The leaves of the parameters.
+        uses: The recorded uses of each leaf; ``None`` where it has none.
+        guards: What to add to the results of a leaf: 0, or NaN.
+        opaque: The leaves that were not recorded.
+        samples: How many samples there are.
+    """
+
+    leaves: list[Tensor]
+    uses: list[_sums.Leaf | None]
+    guards: list[Tensor]
+    opaque: Opaque
+    samples: int
+
+    def squared_norms(self) -> list[Tensor]:
+        """For each leaf ``(samples,)``."""
+        norms = [
+            leaf.new_zeros(self.samples) if uses is None else _sums.squared_norms(uses)
+            for leaf, uses in zip(self.leaves, self.uses, strict=True)
+        ]
+        norms = [n + guard for n, guard in zip(norms, self.guards, strict=True)]
+        if self.opaque.chosen:
+            for i, n in zip(self.opaque.chosen, self.opaque.squared_norms(), strict=True):
+                norms[i] = n
+        return norms
+
+    def gram(self) -> Tensor:
+        """``(samples, samples)``, the sum over the leaves."""
+        parts = [_sums.gram(uses) for uses in self.uses if uses is not None]
+        if self.opaque.chosen:
+            parts.append(self.opaque.gram())
+        parts.append(self.leaves[0].new_zeros(self.samples, self.samples))
+        return sum(parts[1:], parts[0]) + sum(self.guards[1:], self.guards[0])
+
+    def moments(self) -> list[tuple[Tensor, Tensor]]:
+        """Mean and unbiased variance of each leaf."""
+        moments = [
+            (torch.zeros_like(leaf), torch.zeros_like(leaf))
+            if uses is None
+            else (_sums.mean(uses), _sums.variance(uses))
+            for leaf, uses in zip(self.leaves, self.uses, strict=True)
+        ]
+        if self.opaque.chosen:
+            for i, (m, v) in zip(self.opaque.chosen, self.opaque.moments(), strict=True):
+                moments[i] = m, v / (self.samples - 1)
+        return [
+            ((m + guard).reshape(leaf.shape), (v + guard).reshape(leaf.shape))
+            for leaf, guard, (m, v) in zip(
+                self.leaves, self.guards, moments, strict=True
+            )
+        ]
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """The sum of the squared norms, and the squared norm of the mean."""
+        squares = torch.stack(self.squared_norms()).sum()
+        means = [
+            torch.zeros_like(leaf) if uses is None else _sums.mean(uses)
+            for leaf, uses in zip(self.leaves, self.uses, strict=True)
+        ]
+        if self.opaque.chosen:
+            for i, (m, _) in zip(self.opaque.chosen, self.opaque.moments(), strict=True):
+                means[i] = m
+        # The guards are in the squares, and what is made of both is NaN with them.
+        return squares, torch.stack([m.square().sum() for m in means]).sum()
+
+
+def see(
+    where: str,
+    loss: Callable[..., Any],
+    params: Any,
+    batch: tuple[Any, ...],
+    at_least: int = 1,
+) -> Seen:
+    """Record a batch.
+
+    Raises:
+        TreeError: If ``params`` holds something else than floating tensors.
+        DerivativeError: If the batch is not made of tensors with as many samples each,
+            or the loss is not a differentiable scalar.
+    """
+    check_params(f"{where}(params=...)", params)
+    samples = count(where, batch, at_least)
+    leaves = tree_leaves(params)
+    recording = record(f"{where}(loss=...)", loss, params, batch)
+    uses = [
+        _sums.Leaf(leaf, recorded, samples) if recorded else None
+        for leaf, recorded in zip(leaves, recording.leaves, strict=True)
+    ]
+    hidden = [i for i, recorded in enumerate(recording.leaves) if recorded is None]
+    opaque = Opaque(f"{where}(loss=...)", loss, params, batch, samples, hidden)
+    return Seen(leaves, uses, recording.guards, opaque, samples)
+
+
+def count(where: str, batch: tuple[Any, ...], at_least: int = 1) -> int:
+    """How many samples the batch has.
+
+    Raises:
+        DerivativeError: If a leaf is no tensor or has another number of samples, or
+            there are too few.
+    """
+    where = f"{where}(*batch)"
+    rule = "hold tensors whose first dimension is the sample"
+    leaves = tree_leaves(batch)
+    hint = "Close over what all samples share: `lambda p, x: loss(p, x, shared)`."
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor) or not leaf.dim():
+            raise DerivativeError(where, rule, told(leaf), hint)
+    sizes = sorted({leaf.shape[0] for leaf in leaves})
+    if len(sizes) != 1:
+        got = f"{' and '.join(map(str, sizes))} samples" if sizes else "nothing"
+        raise DerivativeError(where, rule, got, hint)
+    if sizes[0] < at_least:
+        samples = "sample" if at_least == 1 else "samples"
+        raise DerivativeError(where, f"hold {at_least} {samples} or more", str(sizes[0]))
+    return sizes[0]

@@ -1,0 +1,315 @@
+"""One pass over a batch that records activations and the gradients at their outputs.
+
+The loss of one sample runs under a mode that sees each torch function. Where a parameter
+leaf, found by ``is``, enters an operation that has a rule, a zero *tap* is added to the
+operation's output and its input is saved; one gradient with respect to all taps gives
+the deltas. What the gradient per sample of a leaf is made of then stands in
+:class:`Recording`: for each use of the leaf its input and its delta, with the samples in
+dimension 0. A leaf that also enters an operation without a rule is *opaque*: it has no
+uses, and its gradients are taken by ``vmap(grad)`` (``_opaque``). All leaves are, if the
+loss applies a transform of torch.func: its derivative uses them once more, unseen.
+
+What the mode cannot see is not silently wrong. Rules use the leaf from outside the
+gradient, so that the gradient with respect to the leaf itself is zero unless something
+else used it: then the results of this leaf are NaN (``guard``).
+
+The mode is stateless and the scope it reads lies on a thread-local stack, so that
+``torch.compile`` can trace it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.overrides import TorchFunctionMode
+
+from pureopt._errors import DerivativeError
+from pureopt._tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from pureopt.derivatives import _checks
+from pureopt.derivatives._per_sample._composites import COMPOSITES
+from pureopt.derivatives._per_sample._rules import RULES
+from pureopt.derivatives._per_sample._uses import Part, Use, common_blocks
+
+_depth: Callable[[], int] = torch._C._functorch.get_dynamic_layer_stack_depth  # noqa: SLF001  # pyright: ignore
+
+
+class Known(NamedTuple):
+    """A tensor that is a leaf or a view of one, and the same from outside the gradient."""
+
+    tensor: Tensor
+    constant: Tensor
+    part: Part
+
+
+class Like(NamedTuple):
+    """What a tap looks like in one sample."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Recorded(NamedTuple):
+    """A use of a leaf with its numbers: samples are dimension 0.
+
+    Attributes:
+        use: What is done with ``saved`` and ``delta``: see ``_uses``.
+        saved: The input of the operation; the delta again if it is not needed.
+        delta: The gradient of each sample's loss at the operation's output.
+    """
+
+    use: Use
+    saved: Tensor
+    delta: Tensor
+
+
+class Recording(NamedTuple):
+    """What a pass over the batch has seen.
+
+    Attributes:
+        leaves: For each leaf of the parameters its uses; ``None`` if it is opaque. A leaf
+            that is not used has none.
+        guards: For each leaf a 0-d tensor to add to what is made of its uses: 0, or NaN
+            if something used the leaf unseen.
+    """
+
+    leaves: list[list[Recorded] | None]
+    guards: list[Tensor]
+
+
+class Scope:
+    """What one run of the loss knows and collects."""
+
+    def __init__(
+        self, known: list[Known], leaves: int, taps: list[Tensor] | None = None
+    ) -> None:
+        self.known = known
+        self.depth = _depth()
+        self.taps = taps
+        self.uses: list[Use] = []
+        self.shapes: list[Like] = []
+        self.saved: list[Tensor] = []
+        self.opaque = [False] * leaves
+
+    def find(self, value: Any) -> Known | None:
+        """The leaf that this very object is; by ``is``, which compilers trace."""
+        for known in self.known:
+            if known.tensor is value:
+                return known
+        return None
+
+    def save(self, value: Tensor) -> int:
+        """Keep the input of an operation."""
+        self.saved.append(value)
+        return len(self.saved) - 1
+
+    def learn(self, tensor: Tensor, constant: Tensor, part: Part) -> Tensor:
+        """From now on this view of a leaf is known."""
+        self.known.append(Known(tensor, constant, part))
+        return tensor
+
+    def add(self, use: Use) -> None:
+        """Note a use at the tap that comes next."""
+        self.uses.append(use)
+
+    @property
+    def tap(self) -> int:
+        """The number of the tap that comes next."""
+        return len(self.shapes)
+
+    def tapped(self, out: Tensor) -> Tensor:
+        """The output of an operation with its tap."""
+        self.shapes.append(Like(out.shape, out.dtype, out.device))
+        return out if self.taps is None else out + self.taps[len(self.shapes) - 1]
+
+    def hide(self, leaves: Iterable[int]) -> None:
+        """These have a use without a rule."""
+        for i in leaves:
+            self.opaque[i] = True
+
+
+class _Scopes(threading.local):
+    def __init__(self) -> None:
+        self.stack: list[Scope] = []
+
+
+_SCOPES = _Scopes()
+
+
+class _Recorder(TorchFunctionMode):
+    """Stateless, so that it can be traced."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        scope = _SCOPES.stack[-1]
+        if _depth() != scope.depth or func in _SEES_ALL:
+            scope.hide(range(len(scope.opaque)))
+        found = [
+            known
+            for value in _flat([*args, *kwargs.values()])
+            if (known := scope.find(value)) is not None
+        ]
+        if not found:
+            return func(*args, **kwargs)
+        if func in COMPOSITES:
+            with _Recorder():
+                out = COMPOSITES[func](*args, **kwargs)
+        elif func in RULES:
+            out = RULES[func](scope, *args, **kwargs)
+        else:
+            out = NotImplemented
+        if out is not NotImplemented:
+            return out
+        out = func(*args, **kwargs)
+        # Without a tensor it was a question, such as that for the shape.
+        if any(isinstance(value, Tensor) for value in _flat([out])):
+            scope.hide([known.part.leaf for known in found])
+        return out
+
+
+# What differentiates by itself what was computed before.
+_SEES_ALL = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from _flat(value)
+        elif isinstance(value, dict):
+            yield from _flat(value.values())
+        else:
+            yield value
+
+
+def _run(scope: Scope, where: str, loss: Callable[..., Any], *args: Any) -> Tensor:
+    _SCOPES.stack.append(scope)
+    try:
+        with _Recorder():
+            value = loss(*args)
+    finally:
+        _SCOPES.stack.pop()
+    return _checks.scalar(where, value)
+
+
+class Plan(NamedTuple):
+    """What is known of a loss before any number."""
+
+    uses: list[Use]
+    shapes: list[Like]
+    opaque: list[bool]
+
+
+def discover(
+    where: str, loss: Callable[..., Any], params: Any, batch: tuple[Any, ...]
+) -> Plan:
+    """Run the first sample, as a batch of one, for the uses and the shapes of taps."""
+    leaves, structure = tree_flatten(params)
+    first = tree_map(lambda leaf: leaf[:1], batch)
+
+    def look(skip: list[bool]) -> Plan:
+        plans: list[Plan] = []
+
+        def one(*sample: Any) -> Tensor:
+            # Views, so that no leaf is another one, or what the loss closes over.
+            views = [leaf.view_as(leaf) for leaf in leaves]
+            known = _known(views, views, skip)
+            scope = Scope(known, len(leaves))
+            value = _run(scope, where, loss, tree_unflatten(structure, views), *sample)
+            plans.append(Plan(scope.uses, scope.shapes, scope.opaque))
+            return value
+
+        _checks.call(where, vmap(one), *first)
+        return plans[0]
+
+    plan = look([False] * len(leaves))
+    opaque = [
+        hidden or len(common_blocks([u for u in plan.uses if u.part.leaf == i])) > 1
+        for i, hidden in enumerate(plan.opaque)
+    ]
+    # Once more, so that nothing is tapped for those that are opaque.
+    return look(opaque)._replace(opaque=opaque) if any(opaque) else plan
+
+
+def _known(
+    tensors: list[Tensor], constants: list[Tensor], skip: list[bool]
+) -> list[Known]:
+    return [
+        Known(tensor, constant, Part(i, tuple(tensor.shape), 0, (*tensor.shape, 1)[0]))
+        for i, (tensor, constant) in enumerate(zip(tensors, constants, strict=True))
+        if not skip[i]
+    ]
+
+
+def record(
+    where: str, loss: Callable[..., Any], params: Any, batch: tuple[Any, ...]
+) -> Recording:
+    """The activations and deltas of each leaf, for every sample of the batch.
+
+    Args:
+        where: The public call, for messages.
+        loss: ``loss(params, *sample) -> scalar``, of one sample.
+        params: The parameters.
+        batch: Trees of tensors with the samples in dimension 0.
+
+    Raises:
+        DerivativeError: If the loss is not a scalar, or not differentiable sample by
+            sample.
+    """
+    plan = discover(where, loss, params, batch)
+    leaves, structure = tree_flatten(params)
+    samples = tree_leaves(batch)[0].shape[0]
+    seen = [i for i in range(len(leaves)) if not plan.opaque[i]]
+
+    def total(taps: list[Tensor], tracked: list[Tensor]) -> tuple[Tensor, Any]:
+        inner = list(leaves)
+        for i, leaf in zip(seen, tracked, strict=True):
+            inner[i] = leaf
+
+        def one(taps: list[Tensor], *sample: Any) -> tuple[Tensor, list[Tensor]]:
+            scope = Scope(_known(inner, leaves, plan.opaque), len(leaves), taps)
+            value = _run(scope, where, loss, tree_unflatten(structure, inner), *sample)
+            if scope.uses != plan.uses:
+                raise DerivativeError(
+                    where,
+                    "do the same operations each time it is called",
+                    f"{len(plan.uses)} uses of parameters, then {len(scope.uses)}",
+                )
+            return value, scope.saved
+
+        values, saved = vmap(one)(taps, *batch)
+        return values.sum(), saved
+
+    recorded: list[list[Recorded] | None] = [None for _ in leaves]
+    guards = [leaf.new_zeros(()) for leaf in leaves]
+    if not seen:
+        return Recording(recorded, guards)
+    taps = [
+        torch.zeros((), dtype=like.dtype, device=like.device).expand(
+            samples, *like.shape
+        )
+        for like in plan.shapes
+    ]
+    (deltas, hidden), saved = _checks.call(
+        where, grad(total, argnums=(0, 1), has_aux=True), taps, [leaves[i] for i in seen]
+    )
+    for i, leak in zip(seen, hidden, strict=True):
+        recorded[i] = []
+        guards[i] = torch.where((leak == 0).all(), 0.0, torch.nan).to(leak.dtype)
+    for use in plan.uses:
+        uses = recorded[use.part.leaf]
+        if uses is not None:
+            delta = deltas[use.tap]
+            kept = saved[use.slot] if use.slot >= 0 else delta
+            uses.append(Recorded(use, kept, delta))
+    return Recording(recorded, guards)

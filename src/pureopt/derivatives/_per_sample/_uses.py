@@ -1,0 +1,263 @@
+"""How a parameter enters an operation, and what its gradient per sample is made of.
+
+A *use* is what is known before any number: the leaf, the part of it that is used, the
+kind of operation. With the input of the operation (``saved``) and the gradient at its
+output (``delta``), both with the samples in dimension 0, it gives the leaf's gradient
+per sample as a sum of outer products over positions ``t``,
+
+.. math:: g_i = \\sum_t L_{it} \\otimes R_{it},
+
+or, for biases and scales, as it is. The leaf is seen as ``(groups, m, n)``: blocks of
+``m`` rows and ``n`` columns, in the order of its memory.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Blocks: TypeAlias = tuple[int, int, int]
+
+
+class Part(NamedTuple):
+    """Which leaf, and which of its rows; ``flipped`` if what is used is the transpose."""
+
+    leaf: int
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    flipped: bool = False
+
+    def whole(self) -> bool:
+        """All rows, as they are."""
+        return not self.flipped and self.stop - self.start == (*self.shape, 1)[0]
+
+
+@dataclass(frozen=True)
+class Use(ABC):
+    """One operation that a leaf enters.
+
+    Attributes:
+        part: The leaf, or the rows of it.
+        slot: Where the operation's input is among what is saved; -1 if it is not needed.
+        tap: Where the gradient at its output is.
+    """
+
+    part: Part
+    slot: int
+    tap: int
+
+    @abstractmethod
+    def blocks(self) -> Blocks | None:
+        """``(groups, m, n)`` of the leaf; ``None`` if any will do."""
+
+    @abstractmethod
+    def dense(
+        self, saved: Tensor, delta: Tensor, blocks: Blocks, rows: slice
+    ) -> Tensor:
+        """The gradients themselves, rows of each group: ``(samples, groups, rows, n)``."""
+
+    @abstractmethod
+    def total(self, saved: Tensor, delta: Tensor) -> Tensor:
+        """Their sum over the samples, ``(numel,)``."""
+
+
+@dataclass(frozen=True)
+class Factored(Use):
+    """Outer products over positions."""
+
+    def dense(
+        self, saved: Tensor, delta: Tensor, blocks: Blocks, rows: slice
+    ) -> Tensor:
+        del blocks
+        left, right = self.factors(saved, delta)
+        return left[..., rows].mT @ right
+
+    def total(self, saved: Tensor, delta: Tensor) -> Tensor:
+        left, right = (x.movedim(1, 0).flatten(1, 2) for x in self.factors(saved, delta))
+        return (left.mT @ right).reshape(-1)
+
+    @abstractmethod
+    def positions(self, saved: Tensor, delta: Tensor) -> int:
+        """How many outer products there are in a sample."""
+
+    @abstractmethod
+    def factors(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """``L`` of shape ``(samples, groups, t, m)`` and ``R``, ``(samples, groups, t, n)``."""
+
+
+@final
+@dataclass(frozen=True)
+class Product(Factored):
+    """A product with a matrix or vector.
+
+    Attributes:
+        left: The leaf stands on the right, as in ``x @ w``: rows belong to the input.
+        columns: Positions are in the last dimension, as in ``w @ x``.
+    """
+
+    left: bool = False
+    columns: bool = False
+
+    def blocks(self) -> Blocks:
+        shape = self.part.shape
+        return (1, *shape) if len(shape) == 2 else (1, 1, *shape)  # pyright: ignore[reportReturnType]
+
+    def positions(self, saved: Tensor, delta: Tensor) -> int:
+        del delta
+        width = saved.shape[-2] if self.columns else saved.shape[-1]
+        return math.prod(saved.shape[1:]) // width
+
+    def factors(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        t = self.positions(saved, delta)
+        if self.columns:
+            saved, delta = saved.mT, delta.mT
+        left = delta.reshape(delta.shape[0], 1, t, -1)
+        right = saved.reshape(saved.shape[0], 1, t, -1)
+        if self.left != self.part.flipped:
+            left, right = right, left
+        beside = (self.part.start, self.part.shape[0] - self.part.stop)
+        if beside == (0, 0):
+            return left, right
+        if len(self.part.shape) == 1:
+            return left, F.pad(right, beside)
+        return F.pad(left, beside), right
+
+
+@final
+@dataclass(frozen=True)
+class Convolution(Factored):
+    """A convolution; a sample may be a batch of its own.
+
+    Attributes:
+        stride: Per dimension of space, as the next two.
+        padding: Before and after.
+        dilation: Between the elements of the kernel.
+        groups: Of channels.
+        transposed: A transposed convolution, where input and output change places.
+    """
+
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    transposed: bool = False
+
+    def blocks(self) -> Blocks:
+        rows, *rest = self.part.shape
+        return self.groups, rows // self.groups, math.prod(rest)
+
+    def positions(self, saved: Tensor, delta: Tensor) -> int:
+        small = saved if self.transposed else delta
+        space = len(self.stride)
+        return math.prod(small.shape[1 : -space - 1]) * math.prod(small.shape[-space:])
+
+    def factors(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        rows, image = (saved, delta) if self.transposed else (delta, saved)
+        space = len(self.stride)
+        b, size = rows.shape[0], rows.shape[-space:]
+        # (samples, batch within a sample, groups, channels, space)
+        rows = rows.reshape(b, -1, self.groups, rows.shape[-space - 1] // self.groups, *size)
+        image = F.pad(image, [p for pair in reversed(self.padding) for p in pair])
+        for i, (s, d) in enumerate(zip(self.stride, self.dilation, strict=True)):
+            k, dim = self.part.shape[2 + i], i - space - i
+            image = image.unfold(dim, (k - 1) * d + 1, s)[..., ::d].narrow(dim - 1, 0, size[i])
+        channels = image.shape[-2 * space - 1] // self.groups
+        image = image.reshape(b, -1, self.groups, channels, *image.shape[-2 * space :])
+        left = rows.movedim(3, -1).movedim(2, 1)
+        # Positions first, then channel and kernel, as in the memory of the weight.
+        right = image.movedim(3, -space - 1).movedim(2, 1)
+        g, m, n = self.blocks()
+        return left.reshape(b, g, -1, m), right.reshape(b, g, -1, n)
+
+
+@final
+@dataclass(frozen=True)
+class Lookup(Factored):
+    """Rows of a table.
+
+    Attributes:
+        padding: The row that takes no gradient; -1 if there is none.
+    """
+
+    padding: int = -1
+
+    def blocks(self) -> Blocks:
+        return (1, *self.part.shape)  # pyright: ignore[reportReturnType]
+
+    def positions(self, saved: Tensor, delta: Tensor) -> int:
+        del delta
+        return math.prod(saved.shape[1:])
+
+    def factors(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        ids, right = self.rows(saved, delta)
+        rows = torch.arange(self.part.shape[0], device=saved.device)
+        return (ids[..., None] == rows).to(delta.dtype), right
+
+    def total(self, saved: Tensor, delta: Tensor) -> Tensor:
+        ids, right = self.rows(saved, delta)
+        table = delta.new_zeros(self.part.shape)
+        return table.index_add(0, ids.reshape(-1), right.flatten(0, -2)).reshape(-1)
+
+    def rows(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows that are read, ``(samples, 1, t)``, and the gradients there."""
+        ids = saved.reshape(saved.shape[0], 1, -1)
+        right = delta.reshape(*ids.shape, -1)
+        return ids, torch.where((ids == self.padding)[..., None], 0.0, right)
+
+
+@final
+@dataclass(frozen=True)
+class Elementwise(Use):
+    """A sum or a product, element by element: the gradient is summed over the rest.
+
+    Attributes:
+        view: The shape of the leaf, or of its rows, that is broadcast to the output.
+        sign: -1 if it is subtracted.
+    """
+
+    view: tuple[int, ...] = ()
+    sign: int = 1
+
+    def blocks(self) -> Blocks | None:
+        return None
+
+    def dense(
+        self, saved: Tensor, delta: Tensor, blocks: Blocks, rows: slice
+    ) -> Tensor:
+        return self.value(saved, delta).reshape(-1, *blocks)[:, :, rows]
+
+    def total(self, saved: Tensor, delta: Tensor) -> Tensor:
+        return self.value(saved, delta).sum(0)
+
+    def value(self, saved: Tensor, delta: Tensor) -> Tensor:
+        """The gradient per sample, ``(samples, numel)``."""
+        g = _aligned(saved, delta) * delta if self.slot >= 0 else delta
+        g = g if self.sign == 1 else -g
+        offset = g.dim() - len(self.view)
+        wide = [offset + d for d, n in enumerate(self.view) if n != g.shape[offset + d]]
+        over = [*range(1, offset), *wide]
+        g = (g.sum(over) if over else g).reshape(g.shape[0], -1)
+        if self.part.whole():
+            return g
+        row = math.prod(self.part.shape[1:])
+        rest = self.part.shape[0] - self.part.stop
+        return F.pad(g, (row * self.part.start, row * rest))
+
+
+def _aligned(saved: Tensor, delta: Tensor) -> Tensor:
+    """Broadcast within a sample, not over the samples."""
+    missing = delta.dim() - saved.dim()
+    return saved.reshape(saved.shape[0], *[1] * missing, *saved.shape[1:])
+
+
+def common_blocks(uses: Sequence[Use]) -> set[Blocks]:
+    """The views as blocks that the uses of a leaf ask for."""
+    return {blocks for use in uses if (blocks := use.blocks()) is not None}

@@ -1,0 +1,83 @@
+"""torch's own database of operations, each with arguments to call it with."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import sys
+import types
+import unittest
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from pureopt._tree import tree_flatten, tree_unflatten
+
+# Samples of one operation, from the first to the last of those in the database.
+SAMPLES = 4
+
+
+def load() -> dict[str, Any]:
+    """The operations that have derivatives in float64, by name."""
+    # The base class of torch's test cases asks for a package that is of no use here.
+    stand_in: Any = types.ModuleType("expecttest")
+    stand_in.TestCase = unittest.TestCase
+    sys.modules.setdefault("expecttest", stand_in)
+    methods = importlib.import_module(
+        "torch.testing._internal.common_methods_invocations"
+    )
+    return {
+        " ".join(filter(None, (op.name, op.variant_test_name))): op
+        for op in methods.op_db
+        if op.supports_autograd and torch.float64 in op.dtypes
+    }
+
+
+def cases(op: Any) -> Iterator[tuple[Callable[..., Any], tuple[torch.Tensor, ...]]]:
+    """Functions of the differentiable arguments of an operation, and those arguments."""
+    _seed()
+    samples = list(op.sample_inputs("cpu", torch.float64, requires_grad=True))
+    found = [case for sample in samples if (case := _case(op, sample))]
+    places = np.linspace(0, len(found) - 1, min(SAMPLES, len(found)))
+    yield from (found[round(place)] for place in places)
+
+
+def _case(op: Any, sample: Any):
+    tree = (sample.input, sample.args, sample.kwargs)
+    leaves, structure = tree_flatten(tree)
+    moving = [
+        i
+        for i, leaf in enumerate(leaves)
+        if isinstance(leaf, torch.Tensor)
+        and leaf.requires_grad
+        and leaf.dtype == torch.float64
+        and leaf.layout == torch.strided
+        and leaf.numel()
+    ]
+    if not moving:
+        return None
+    leaves = [_copied(leaf) for leaf in leaves]
+
+    def f(*values: torch.Tensor) -> Any:
+        mixed = [_copied(leaf) for leaf in leaves]
+        for i, value in zip(moving, values, strict=True):
+            mixed[i] = value
+        first, args, kwargs = tree_unflatten(structure, mixed)
+        # Dropout and its like are functions once they draw the same numbers.
+        _seed()
+        y = op.gradcheck_wrapper(op.get_op(), first, *args, **kwargs)
+        return sample.output_process_fn_grad(y)
+
+    return f, tuple(leaves[i] for i in moving)
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 (the one the database draws from)
+    random.seed(0)
