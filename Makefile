@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 # One process per core, 8 at most.
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test lint format docs bench laws clean
+.PHONY: help demo test lint format docs bench laws audit clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/' | expand -t 16
@@ -39,6 +39,9 @@ bench: .venv/.bench ## Compare with scipy, torch.optim, optax, optimistix and ja
 
 laws: .venv/.dev ## Run each law with 500 drawn cases in place of 20
 	@$(PYTEST) tests/laws -m "not compile" --hypothesis-profile=laws
+
+audit: .venv/.dev ## Compare the derivatives of torch's own operations with differences
+	@$(ONE_THREAD) $(BIN)/python -m tests.audit.sweep
 
 clean: ## Remove what the targets made, .venv included
 	rm -rf .venv build dist docs/_build docs/gallery docs/sg_execution_times.rst

@@ -20,6 +20,7 @@ import torch
 PACKAGES = (
     *("pureopt", "torch", "numpy", "scipy", "jax", "jaxlib"),
     *("jaxopt", "optax", "optimistix", "equinox", "lineax", "optree", "geotorch"),
+    *("opacus", "backpack-for-pytorch", "curvlinops-for-pytorch"),
 )
 
 

@@ -21,6 +21,9 @@ PIECES = (
     "directions",
     "adam",
     "constraint_maps",
+    "taylor",
+    "per_sample",
+    "curvature",
     "syncs",
     "import_time",
 )

@@ -30,7 +30,7 @@ def operator(a):
 def lanczos(dtype):
     def f(a, start):
         return po.derivatives.lanczos(
-            operator(a)[0], {"x": start[:4], "y": (start[4:],)}, 4
+            operator(a)[0], {"x": start[:4], "y": (start[4:],)}, 3
         )
 
     return f, (symmetric(8, dtype=dtype), randn(8, seed=1, dtype=dtype))
@@ -56,7 +56,7 @@ def log_determinant(dtype):
     def f(a, key):
         matvec, like = operator(a.mT @ a / 8 + torch.eye(8).to(a))
         return po.derivatives.log_determinant(
-            matvec, like, key=key, probes=4, steps=3, chunk_size=2
+            matvec, like, key=key, probes=4, steps=2, chunk_size=2
         )
 
     return f, (symmetric(8, dtype=dtype), KEY)
@@ -107,10 +107,18 @@ def network_params(dtype):
     }
 
 
+def logits(params, x):
+    return F.linear(x, params["w"], params["b"])
+
+
+def logits_params(dtype):
+    return {"w": randn(3, 2, seed=1, dtype=dtype), "b": randn(3, seed=2, dtype=dtype)}
+
+
 def kfac(dtype):
     def f(params, x):
         curvature = po.derivatives.kfac(
-            network, params, (x,), likelihood=po.derivatives.Categorical()
+            logits, params, (x,), likelihood=po.derivatives.Categorical()
         )
         return (
             curvature,
@@ -120,13 +128,13 @@ def kfac(dtype):
             curvature.trace(),
         )
 
-    return f, (network_params(dtype), randn(5, 3, dtype=dtype))
+    return f, (logits_params(dtype), randn(5, 2, dtype=dtype))
 
 
 def kfac_sampled(dtype):
     def f(params, x, key):
         return po.derivatives.kfac_sampled(
-            network,
+            logits,
             params,
             (x,),
             likelihood=po.derivatives.Bernoulli(),
@@ -134,7 +142,7 @@ def kfac_sampled(dtype):
             sharing="reduce",
         )
 
-    return f, (network_params(dtype), randn(5, 3, dtype=dtype), KEY)
+    return f, (logits_params(dtype), randn(5, 2, dtype=dtype), KEY)
 
 
 def kfac_empirical(dtype):

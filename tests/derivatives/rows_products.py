@@ -102,7 +102,9 @@ def hessian_diag_estimate(dtype: torch.dtype):
 def ggnvp(dtype: torch.dtype):
     def use(p, v, x):
         labels = torch.arange(4, device=x.device) % 3
-        return D.ggnvp(lambda p: model(p, x), lambda z: F.cross_entropy(z, labels), p, v)
+        return D.ggnvp(
+            lambda p: model(p, x), lambda z: F.cross_entropy(z, labels), p, v
+        )
 
     return use, (params(dtype), direction(dtype), data(dtype))
 

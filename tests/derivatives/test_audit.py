@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 import pureopt as po
-from pureopt._errors import DerivativeError, TreeError
+from pureopt._errors import DerivativeError, HyperparameterError, TreeError
 from pureopt.derivatives import audit
 from pureopt.derivatives._auditing._differences import differences
 from tests.derivatives.row import randn
@@ -364,7 +364,7 @@ def test_single_precision_is_refused_with_the_way_out():
 
 @pytest.mark.parametrize("order", [0, -1, 1.5, "2"])
 def test_an_order_that_is_no_positive_integer_is_refused(order):
-    with pytest.raises(DerivativeError, match="order"):
+    with pytest.raises(HyperparameterError, match=r"order=.*positive integer"):
         audit(torch.exp, randn(3), order=order)
 
 

@@ -249,6 +249,16 @@ def fills(x):
     return out.sum()
 
 
+def overwrites(x):
+    y = x.exp()
+    y += 1
+    return y.sum()
+
+
+def entropy(x):
+    return F.binary_cross_entropy_with_logits(x, torch.ones_like(x))
+
+
 def out_argument(x):
     out = torch.empty(3, dtype=x.dtype)
     torch.sin(x, out=out)
@@ -284,7 +294,8 @@ def masks(x):
 
 
 def grid(x):
-    return F.grid_sample(x.expand(1, 1, 3, 3), x.expand(1, 2, 1, 3)[..., :2]).sum()
+    points = x.expand(1, 2, 1, 3)[..., :2]
+    return F.grid_sample(x.expand(1, 1, 3, 3), points, align_corners=True).sum()
 
 
 def ctc(x):
@@ -360,6 +371,10 @@ def recurs(x):
 GRU = nn.GRU(3, 3, dtype=torch.float64)
 
 
+def number(x):
+    return 1.0
+
+
 def reverse(f):
     return grad(f)(X.clone())
 
@@ -370,6 +385,10 @@ def twice(f):
 
 def forward(f):
     return jvp(f, (X.clone(),), (X,))
+
+
+def forward_twice(f):
+    return jacfwd(jacfwd(f))(X.clone())
 
 
 def product(f):
@@ -405,9 +424,11 @@ CASES = [
     ("batched value to a tensor that is not", "`torch.cat`", [
         (fills, lanes), (fills, samples),
     ]),
-    ("fewer dimensions", "`nn.GRUCell`", [(recurs, samples), (stores, lanes)]),
+    ("a value that a derivative needs", "Compute a new", [(overwrites, reverse)]),
+    ("zero tangent of forward mode", "`vhp`", [(entropy, forward_twice)]),
+    ("fewer dimensions", "`F.linear`", [(recurs, samples), (stores, lanes)]),
     ("`gru`, which has no rule for vmap", "composition", [
-        (lambda x: recurs(x).mul(1), lanes),
+        (recurs, lanes),
     ]),
     ("`out=`", "result of the call", [
         (out_argument, reverse), (out_argument, forward), (out_argument, lanes),
@@ -441,7 +462,7 @@ CASES = [
         (calls_backward, reverse), (calls_backward, lanes),
     ]),
     ("returns a `float`", "Return tensors", [
-        (lambda x: 1.0, lanes), (lambda x: 1.0, forward),
+        (number, lanes), (number, forward),
     ]),
 ]  # fmt: skip
 
@@ -512,7 +533,7 @@ def test_a_branch_under_vmap_is_refused_from_the_inside():
     points = X.expand(2, 3)
     with pytest.raises(DerivativeError, match=r"hvp\(f=...\).*branches on the value"):
         vmap(lambda x: D.hvp(branches, x, x))(points)
-    with pytest.raises(DerivativeError, match="empirical_fisher_vp.*branches on the"):
+    with pytest.raises(DerivativeError, match=r"empirical_fisher_vp.*branches on the"):
         D.empirical_fisher_vp(lambda p, x: branches(p * x), X, (points,), X)
 
 
@@ -539,7 +560,7 @@ def test_without_forward_mode_the_reverse_product_is_named_and_works():
         return Mapped.apply(x).sum()
 
     for operator in (D.hvp, OPERATORS["hessian"], OPERATORS["hessian_diag"]):
-        with pytest.raises(DerivativeError, match="no `jvp`.*`vhp`"):
+        with pytest.raises(DerivativeError, match=r"no `jvp`.*`vhp`"):
             operator(f, X, X)
     torch.testing.assert_close(D.vhp(f, X, X), -X.sin() * X)
     third = D.third_order_product(f, X, X, X)

@@ -392,9 +392,11 @@ def test_traces_are_unbiased(trace, kind):
 def test_the_standard_error_is_the_spread_within_a_factor(trace):
     a = with_eigenvalues(1 / np.arange(1, 101))
     value, stderr = over_keys(trace, a, 300, matvecs=30)
-    # Ten samples: t-distributed (1.13), and those of XTrace are not independent.
+    # Of 300 draws with long tails the ratio is good to 0.2. The samples of XTrace are
+    # positively correlated, as its docstring says.
     ratio = value.std() / stderr.square().mean().sqrt()
-    assert 0.6 < ratio < 1.6
+    low, high = (1.0, 1.5) if trace is D.trace_xtrace else (0.8, 1.2)
+    assert low < ratio < high
 
 
 def slope(trace, a, counts, keys=60):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
+from typing import NamedTuple
 
 import mpmath
 import pytest
@@ -76,9 +77,9 @@ def test_the_third_order_product_of_a_sum_of_exponentials():
 def test_the_third_order_product_is_the_slope_of_the_hessian_along_trees():
     p, u, v = params(), params(20), params(30)
     got = ravel(D.third_order_product(value, p, u, v))
-    slope = jvp(
-        lambda x: flat_hessian(value, unravel(x, p)), (ravel(p),), (ravel(u),)
-    )[1]
+    slope = jvp(lambda x: flat_hessian(value, unravel(x, p)), (ravel(p),), (ravel(u),))[
+        1
+    ]
     torch.testing.assert_close(got, slope @ ravel(v), **SAME)
 
 
@@ -162,7 +163,9 @@ def test_vhp_goes_through_the_kernel_of_an_lstm():
     torch.testing.assert_close(got, D.hvp(unrolled, x, v), rtol=1e-4, atol=1e-6)
 
 
-Pair = namedtuple("Pair", ["first", "second"])
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
 
 
 @pytest.mark.parametrize(
@@ -232,6 +235,16 @@ def test_the_jacobian_of_an_empty_output_is_empty():
     assert D.jacobian(lambda x: x[:0])(randn(3)).shape == (0, 3)
 
 
+@pytest.mark.parametrize("m", [2, 5])
+def test_the_derivatives_of_a_constant_are_zero(m):
+    x, constant = randn(3), randn(m, seed=1)
+    assert torch.equal(D.jacobian(lambda x: constant)(x), constant.new_zeros(m, 3))
+    assert torch.equal(D.hessian(lambda x: constant)(x), constant.new_zeros(m, 3, 3))
+    assert torch.equal(D.hessian_diag(lambda x: constant.sum())(x), 0 * x)
+    assert torch.equal(D.hvp(lambda x: constant.sum(), x, x), 0 * x)
+    assert torch.equal(D.vhp(lambda x: constant.sum(), x, x), 0 * x)
+
+
 def counted(f):
     calls = []
 
@@ -275,9 +288,10 @@ def test_arrays_of_leaves_of_several_dtypes_have_the_wider_one():
                 assert out[name].dtype == torch.promote_types(y.dtype, leaf.dtype)
                 assert out[name].shape == y.shape + leaf.shape
     hessian = D.hessian(lambda x: f(x)[1].sum())(x)
-    for a in x:
-        for b in x:
-            assert hessian[a][b].dtype == torch.promote_types(x[a].dtype, x[b].dtype)
+    for a, first in x.items():
+        for b, second in x.items():
+            wider = torch.promote_types(first.dtype, second.dtype)
+            assert hessian[a][b].dtype == wider
 
 
 def _tuple(y):
@@ -345,9 +359,9 @@ class Largest(TorchDispatchMode):
 def test_the_diagonal_needs_memory_for_a_chunk_of_columns():
     p, chunk_size = 120, 5
     with Largest() as largest:
-        D.hessian_diag(
-            lambda x: (x.sin() * x.roll(1)).sum(), chunk_size=chunk_size
-        )(randn(p))
+        D.hessian_diag(lambda x: (x.sin() * x.roll(1)).sum(), chunk_size=chunk_size)(
+            randn(p)
+        )
     # The comparison that makes unit vectors, the rows, and nothing larger.
     assert largest.numel == chunk_size * p
 
@@ -471,7 +485,9 @@ def scores(model, log_prob, p, v, labels, weights):
 
     total = tree_map(torch.zeros_like, p)
     for x in X:
-        each = vmap(lambda y, x=x: D.empirical_fisher_vp(loss, p, (x[None], y[None]), v))
+        each = vmap(
+            lambda y, x=x: D.empirical_fisher_vp(loss, p, (x[None], y[None]), v)
+        )
         w = weights(model(p, x))
         total = tree_map(
             lambda t, e, w=w: t + torch.tensordot(w, e, 1) / len(X), total, each(labels)
@@ -522,9 +538,7 @@ def test_fisher_is_the_expected_empirical_fisher_over_labels(
 ):
     p, v = params(), params(20)
     expected = scores(one_output, log_prob, p, v, labels, weights)
-    got = D.fisher_vp(
-        lambda p: net(p, X)[:, :1], p, v, likelihood=likelihood
-    )
+    got = D.fisher_vp(lambda p: net(p, X)[:, :1], p, v, likelihood=likelihood)
     torch.testing.assert_close(got, expected, **SAME)
 
 
@@ -630,5 +644,7 @@ def test_samples_are_a_positive_integer(samples):
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
 def test_a_scale_is_positive(scale):
-    with pytest.raises(HyperparameterError, match=r"Gaussian\(scale=...\)` must be > 0"):
+    with pytest.raises(
+        HyperparameterError, match=r"Gaussian\(scale=...\)` must be > 0"
+    ):
         D.Gaussian(scale)

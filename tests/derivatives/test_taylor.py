@@ -54,7 +54,7 @@ def test_past_the_degree_of_a_polynomial_the_derivative_is_zero():
     assert nth_derivative(lambda x: x * x, 3)(x) == 0
     assert nth_derivative(lambda x: 3 * x**4 - x, 4)(x) == 72
     assert nth_derivative(lambda x: 3 * x**4 - x, 5)(x) == 0
-    assert nth_derivative(lambda x: torch.ones(2), 1)(x).tolist() == [0, 0]  # noqa: ARG005
+    assert nth_derivative(lambda x: torch.ones(2), 1)(x).tolist() == [0, 0]
 
 
 def test_a_tensor_of_points_gives_the_derivative_at_each():
@@ -213,7 +213,7 @@ def test_errors_say_what_to_do():
     with pytest.raises(po.TreeError, match="only floating-point tensors"):
         nth_derivative(torch.sin, 2)(torch.tensor(1))
     with pytest.raises(po.DerivativeError, match=r"must return tensors, got `float`"):
-        jet(lambda x: 1.0, x, (x,))  # noqa: ARG005
+        jet(lambda x: 1.0, x, (x,))
     with pytest.raises(po.DerivativeError, match=r"got an assignment to `x\[...\]`"):
         laplacian(lambda x: x.__setitem__(0, 1.0))(torch.ones(2))
     with pytest.raises(po.DerivativeError, match=r"`None` or a positive whole.*got 0"):

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import jvp, vjp, vmap
 
 from pureopt._tree import (
-    ravel,
     tree_flatten,
     tree_leaves,
     tree_map,
@@ -23,7 +22,6 @@ from pureopt._tree import (
     unravel,
 )
 
-Pushforward = Callable[[Any], Any]
 Pullback = Callable[[Any], Any]
 
 
@@ -41,14 +39,22 @@ def unit_vectors(like: Any) -> Tensor:
     return torch.eye(n, dtype=dtype, device=tree_leaves(like)[0].device)
 
 
+def value_and_pullback(f: Callable[[Any], Any], x: Any) -> tuple[Any, Pullback]:
+    """``f(x)``, and the transposed derivative: from a tree like ``f(x)`` to one like ``x``."""
+    evaluated: Any = vjp(f, x)
+    value, pullback = evaluated
+    return value, lambda e: pullback(e)[0]
+
+
 def by_columns(f: Callable[[Any], Any], x: Any, chunk_size: int | None) -> Any:
     """The Jacobian of ``f`` at ``x`` by forward mode, ``chunk_size`` columns at a time."""
 
     def column(e: Tensor) -> Any:
         return jvp(f, (x,), (unravel(e, x),))[1]
 
-    columns = vmap(column, out_dims=-1, chunk_size=chunk_size)(unit_vectors(x))
-    return tree_map(lambda array: _inputs(array, x), columns)
+    # Not `out_dims=-1`: vmap cannot expand a column of constants along it.
+    columns = vmap(column, chunk_size=chunk_size)(unit_vectors(x))
+    return tree_map(lambda array: _inputs(array.movedim(0, -1), x), columns)
 
 
 def _inputs(array: Tensor, x: Any) -> Any:
@@ -57,7 +63,10 @@ def _inputs(array: Tensor, x: Any) -> Any:
     pieces = array.split([leaf.numel() for leaf in leaves], dim=-1)
     return tree_unflatten(
         structure,
-        [_shaped(piece, array.shape[:-1], leaf) for piece, leaf in _pair(pieces, leaves)],
+        [
+            _shaped(piece, array.shape[:-1], leaf)
+            for piece, leaf in _pair(pieces, leaves)
+        ],
     )
 
 

@@ -71,7 +71,7 @@ def top_eigenpairs(
         matvec: A symmetric linear function of trees like ``like``.
         like: A tree that shows structure, shapes and dtypes; its values do not matter.
         k: How many pairs, from 1 to the dimension.
-        key: A key of ``pureopt.random``.
+        key: A key of ``pureopt.random``, on the device of the tree.
         steps: Products per vector of the block. At the whole space, ``k steps >= n``, it
             ends early and is exact to rounding.
         chunk_size: How many products at a time; ``k`` by default.
@@ -82,8 +82,8 @@ def top_eigenpairs(
             another tree.
 
     References:
-        Golub and Underwood (1977), section 2 (block Lanczos). Musco and Musco (2015),
-        algorithm 2 (from a random block). Parlett (1998), section 4.5 (residual bounds).
+        Golub and Underwood (1977), on block Lanczos. Musco and Musco (2015), algorithm 2
+        (from a random block). Parlett (1998), section 4.5 (residual bounds).
 
     Example:
         >>> import torch

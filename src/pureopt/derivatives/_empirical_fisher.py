@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import jvp, vmap
 
 from pureopt._errors import TreeError, told
 from pureopt._tree import tree_leaves
 from pureopt._typing import P
 from pureopt.derivatives import _checks
+from pureopt.derivatives._dense import value_and_pullback
 from pureopt.derivatives._exactness import exact
 
 
@@ -75,9 +76,9 @@ def empirical_fisher_vp(
         def losses(params: Any) -> Tensor:
             return vmap(one, (None, 0))(params, batch)
 
-        _, pullback = vjp(losses, params)
+        _, pullback = value_and_pullback(losses, params)
         slopes = jvp(losses, (params,), (v,))[1]
-        return pullback(slopes / size)[0]
+        return pullback(slopes / size)
 
     return _checks.call(where, product, params, v, batch)
 

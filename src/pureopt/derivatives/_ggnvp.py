@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.func import grad, jvp, vjp
+from torch.func import grad, jvp
 
 from pureopt._typing import P
 from pureopt.derivatives import _checks
+from pureopt.derivatives._dense import value_and_pullback
 from pureopt.derivatives._exactness import exact
 
 
@@ -83,8 +84,8 @@ def sandwich(
         return _checks.tensors(where, exactly(params))
 
     def product(params: Any, v: Any) -> Any:
-        z, pullback = vjp(outputs, params)
+        z, pullback = value_and_pullback(outputs, params)
         u = jvp(outputs, (params,), (v,))[1]
-        return pullback(curvature(z, u))[0]
+        return pullback(curvature(z, u))
 
     return _checks.call(where, product, params, v)

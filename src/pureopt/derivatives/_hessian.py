@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.func import vjp
 
 from pureopt._typing import P
 from pureopt.derivatives import _checks
-from pureopt.derivatives._dense import by_columns, by_rows
+from pureopt.derivatives._dense import by_columns, by_rows, value_and_pullback
 from pureopt.derivatives._exactness import exact
 
 
@@ -60,10 +60,10 @@ def hessian(
         return _checks.tensors(where, exactly(x))
 
     def first(x: Any) -> Any:
-        y, pullback = vjp(outputs, x)
+        y, pullback = value_and_pullback(outputs, x)
         if isinstance(y, Tensor) and not y.dim():
-            return pullback(y.new_ones(()))[0]
-        return by_rows(lambda e: pullback(e)[0], y, x, None)
+            return pullback(torch.ones_like(y))
+        return by_rows(pullback, y, x, None)
 
     def hessian_of_f(x: P) -> Any:
         _checks.point("hessian(f)(x)", x)

@@ -72,7 +72,9 @@ def hessian_diag(
     return hessian_diag_of_f
 
 
-def _flat_hvp(where: str, f: Callable[[Any], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+def _flat_hvp(
+    where: str, f: Callable[[Any], Tensor]
+) -> Callable[[Any, Tensor], Tensor]:
     """From a tree and a vector to the Hessian times the vector."""
     exactly = exact(f)
     gradient = grad(lambda x: _checks.scalar(where, exactly(x)))
@@ -89,7 +91,9 @@ def _diagonal(
     """The entries from ``start`` to ``stop`` of the diagonal."""
     like = ravel(x)
     i = torch.arange(start, stop, device=like.device)
-    basis = (i[:, None] == torch.arange(like.numel(), device=like.device)).to(like.dtype)
+    basis = (i[:, None] == torch.arange(like.numel(), device=like.device)).to(
+        like.dtype
+    )
     rows = vmap(lambda e: product(x, e))(basis)
     # Entries, not `(rows * basis).sum(-1)`: a NaN elsewhere in the row stays there.
     return rows[:, start:stop].diagonal()

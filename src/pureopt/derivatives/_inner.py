@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pureopt._tree import tree_leaves
@@ -14,4 +16,4 @@ def inner(a: Any, b: Any) -> Tensor:
     products = [
         (x * y).sum() for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True)
     ]
-    return sum(products[1:], products[0])
+    return functools.reduce(torch.add, products)

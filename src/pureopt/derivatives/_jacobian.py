@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch.func import vjp
-
 from pureopt._typing import P
 from pureopt.derivatives import _checks
-from pureopt.derivatives._dense import by_columns, by_rows, size
+from pureopt.derivatives._dense import by_columns, by_rows, size, value_and_pullback
 from pureopt.derivatives._exactness import exact
 
 
@@ -66,9 +64,9 @@ def jacobian(
 
     def arrays(x: Any) -> Any:
         if size(x) > 1:
-            y, pullback = vjp(outputs, x)
+            y, pullback = value_and_pullback(outputs, x)
             if size(x) > size(y):
-                return by_rows(lambda e: pullback(e)[0], y, x, chunk_size)
+                return by_rows(pullback, y, x, chunk_size)
         return by_columns(outputs, x, chunk_size)
 
     def jacobian_of_f(x: P) -> Any:

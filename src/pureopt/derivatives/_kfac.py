@@ -130,7 +130,7 @@ def kfac_sampled(
     As :func:`kfac`, with :math:`\frac1s \sum_{k=1}^s` of ``samples`` in place of the sum
     over columns: the gradient at the output of each sample is a normal vector with the
     likelihood's Fisher matrix as its covariance. That of a label drawn from the model has
-    the same covariance; the factors are unbiased estimates of those of :func:`kfac`
+    the same covariance; the blocks are unbiased estimates of those of :func:`kfac`
     either way.
 
     Args:
@@ -138,7 +138,7 @@ def kfac_sampled(
         params: The parameters.
         batch: The arguments of ``model`` after ``params``, stacked.
         likelihood: What the outputs mean, as in :func:`kfac`.
-        key: A key of ``pureopt.random``.
+        key: A key of ``pureopt.random``, on the device of the parameters.
         samples: How many vectors per sample of the batch, each a backward pass.
         sharing: What to do with a weight that is used at many positions.
         chunk_size: How many vectors are propagated at a time; all by default.
@@ -321,7 +321,7 @@ def _guarded(factors: tuple[Tensor, Tensor], guard: Tensor) -> tuple[Tensor, Ten
 
 def _zero(leaf: Tensor) -> tuple[Tensor, Tensor]:
     """Of a leaf that is not used."""
-    m = leaf.shape[0] if leaf.dim() > 1 else 1
+    m = leaf.shape[0] if leaf.dim() else 1
     n = leaf.numel() // m
     dtype = torch.promote_types(leaf.dtype, torch.float32)
     zeros = leaf.new_zeros
@@ -334,7 +334,7 @@ def _leaf_factors(
     wide = torch.promote_types(uses.like.dtype, torch.float32)
     if not uses.factored:
         g = uses.dense().to(wide).reshape(uses.samples, -1)
-        return g.new_ones(1, 1, 1), (g.mT @ g / uses.samples)[None]
+        return (g.mT @ g / uses.samples)[None], g.new_ones(1, 1, 1)
     if not uses.pairs:
         raise DerivativeError(
             f"{where}(params=...)",

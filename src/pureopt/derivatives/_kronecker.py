@@ -27,8 +27,9 @@ class KroneckerBlock(NamedTuple):
 
     .. math:: (L \otimes R) \operatorname{vec} V = \operatorname{vec}(L V R)
 
-    Rows are what the leaf has in its first dimension, columns all the others; a vector
-    is a single row. Only convolutions have more than one group.
+    Rows are what the leaf has in its first dimension, columns all the others; a bias or a
+    scale of any shape is a single column. Only convolutions have more than one group. Of
+    the factors only the product has a meaning, not the scale of either.
 
     Attributes:
         left: Symmetric and positive semidefinite, one for each group.
@@ -86,7 +87,7 @@ class Kronecker(NamedTuple):
 
         References:
             Martens and Grosse (2015), section 6.3, whose approximate damping this
-            replaces; George et al. (2018), section 3.1, for the eigenbasis.
+            replaces. George et al. (2018), on the eigenbasis.
         """
         _check_damping("solve", damping)
 

@@ -57,8 +57,8 @@ def laplacian(
             :func:`jet` raises.
 
     References:
-        Li, Ye, Zhang et al. (2024), "A computational framework for neural network-based
-        variational Monte Carlo with forward Laplacian".
+        Li, Ye, Jiang et al. (2024), "A computational framework for neural network-based
+        variational Monte Carlo with Forward Laplacian".
 
         Dangel, Siebert, Zeinhofer and Walther (2025), "Collapsing Taylor mode automatic
         differentiation".
@@ -118,7 +118,7 @@ def forward_laplacian(f: Callable[[P], Any]) -> Callable[[P], ForwardLaplacian]:
     return apply
 
 
-def _jacobian(y: Jet | Tensor, x: P) -> P:
+def _jacobian(y: Jet | Tensor, x: Any) -> Any:
     first = y.coefficient(1) if isinstance(y, Jet) else None
     if first is None:
         return tree_map(lambda leaf: y.new_zeros((*y.shape, *leaf.shape)), x)

@@ -90,9 +90,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         """Check the scale, if it is a number."""
         if not isinstance(self.scale, Tensor) and not self.scale > 0:
-            raise HyperparameterError(
-                "Gaussian(scale=...)", "be > 0", repr(self.scale)
-            )
+            raise HyperparameterError("Gaussian(scale=...)", "be > 0", repr(self.scale))
 
     def __call__(
         self, outputs: Float[Tensor, "*batch"], u: Tensor

@@ -44,7 +44,7 @@ def log_determinant(
     Args:
         matvec: A symmetric positive definite linear function of trees like ``like``.
         like: A tree that shows structure, shapes and dtypes; its values do not matter.
-        key: A key of ``pureopt.random``.
+        key: A key of ``pureopt.random``, on the device of the tree.
         probes: How many random vectors, at least two.
         steps: Lanczos steps per probe; no more than ``n`` are taken.
         chunk_size: How many probes at a time; all by default.

@@ -126,7 +126,7 @@ def spectral_density(
         matvec: A symmetric linear function of trees like ``like``, for example
             ``lambda v: po.derivatives.hvp(loss, params, v)``.
         like: A tree that shows structure, shapes and dtypes; its values do not matter.
-        key: A key of ``pureopt.random``.
+        key: A key of ``pureopt.random``, on the device of the tree.
         probes: How many random vectors, at least two: the error falls with
             ``probes^(-1/2)``.
         steps: Lanczos steps per probe, so nodes per probe; no more than ``n`` are taken.
@@ -138,8 +138,8 @@ def spectral_density(
             another tree.
 
     References:
-        Golub and Meurant (2010), chapter 6. Lin, Saad and Yang (2016), section 3.
-        Ghorbani, Krishnan and Xiao (2019), section 2 (Hessians of networks).
+        Golub and Meurant (2010), chapter 6. Lin, Saad and Yang (2016). Ghorbani, Krishnan
+        and Xiao (2019), section 2 (Hessians of networks).
 
     Example:
         A third of the eigenvalues are 1, the others 4:

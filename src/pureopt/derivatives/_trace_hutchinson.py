@@ -43,7 +43,7 @@ def trace_hutchinson(
     Args:
         matvec: A linear function of trees like ``like``.
         like: A tree that shows structure, shapes and dtypes; its values do not matter.
-        key: A key of ``pureopt.random``.
+        key: A key of ``pureopt.random``, on the device of the tree.
         matvecs: How many products, at least two.
         chunk_size: How many products at a time; all by default.
 

@@ -46,7 +46,7 @@ def trace_hutchpp(
     Args:
         matvec: A linear function of trees like ``like``.
         like: A tree that shows structure, shapes and dtypes; its values do not matter.
-        key: A key of ``pureopt.random``.
+        key: A key of ``pureopt.random``, on the device of the tree.
         matvecs: How many products, at least four; what three does not divide goes to the
             random signs. ``2 matvecs / 3`` vectors are held.
         chunk_size: How many products at a time; a third by default.

@@ -162,6 +162,7 @@ def audit(
         DerivativeError: If an input is not float64, ``f`` returns nothing that has a
             derivative, writes to its arguments, or is not the same function each time.
         TreeError: If an input is not a tree of floating tensors.
+        HyperparameterError: If ``order`` is not a positive integer.
 
     References:
         Richardson and Gaunt (1927) for the reference, Moré and Wild (2011) for the noise.
@@ -244,8 +245,7 @@ def _check(inputs: tuple[Any, ...], order: int) -> None:
                 f"a tensor of dtype {leaf.dtype} at '{name}'",
                 "Convert with `.double()`, a module with `module.double()`.",
             )
-    if not isinstance(order, int) or order < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise DerivativeError("audit(order=...)", "be an integer >= 1", repr(order))
+    _checks.positive("audit(order=...)", order)
 
 
 def _check_function(path: Path) -> None:

@@ -31,10 +31,11 @@ def native_layer_norm(
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``torch.native_layer_norm``: also the mean and the reciprocal of the deviation."""
+    """``torch.native_layer_norm``: also what its kernel saves, which are constants."""
     dims = tuple(range(-len(normalized_shape), 0))
     y, mean, scale = _standardized(widened(input), dims, eps)
-    return _affine(y, weight, bias).to(input.dtype), mean, scale
+    y = _affine(y, weight, bias).to(input.dtype)
+    return y, mean.detach(), scale.detach()
 
 
 def batch_norm(
@@ -65,7 +66,7 @@ def native_batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``torch.native_batch_norm``: also what its kernel saves in train mode."""
+    """``torch.native_batch_norm``: also what its kernel saves, which are constants."""
     x, shape = widened(input), _channels(input)
     if training or running_mean is None or running_var is None:
         _move(
@@ -73,7 +74,7 @@ def native_batch_norm(
         )
         dims = (0, *range(2, input.dim()))
         y, mean, scale = _standardized(x, dims, eps)
-        mean, scale = mean.reshape(-1), scale.reshape(-1)
+        mean, scale = mean.detach().reshape(-1), scale.detach().reshape(-1)
     else:
         y = _by_statistics(x, running_mean, running_var, eps, shape)
         mean = scale = x.new_empty(0)

@@ -110,6 +110,9 @@ def scatter_reduce(
         return torch.scatter_reduce(
             input, dim, index, src, reduce, include_self=include_self
         )
+    if not input.dim():
+        row, i, x = input.unsqueeze(0), index.reshape(-1), src.reshape(-1)
+        return scatter_reduce(row, 0, i, x, reduce, include_self=include_self)[0]
     n = input.shape[dim]
     used = src[tuple(slice(size) for size in index.shape)].movedim(dim, -1)
     places = torch.arange(n, device=index.device)
@@ -138,7 +141,8 @@ def index_reduce(
 ) -> Tensor:
     """``torch.index_reduce``: a :func:`scatter_reduce` with one index for each slice."""
     shape = [1] * source.dim()
-    shape[dim] = -1
+    if shape:
+        shape[dim] = -1
     each = index.reshape(shape).expand(source.shape)
     return scatter_reduce(input, dim, each, source, reduce, include_self=include_self)
 

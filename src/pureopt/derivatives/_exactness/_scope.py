@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch.overrides import TorchFunctionMode
 
+from pureopt.derivatives._exactness._attention import ATTENTION
+from pureopt.derivatives._exactness._bodies import BODIES
+from pureopt.derivatives._exactness._determinants import DETERMINANTS
+from pureopt.derivatives._exactness._distances import DISTANCES
+from pureopt.derivatives._exactness._elementwise import ELEMENTWISE
+from pureopt.derivatives._exactness._linalg import LINALG
+from pureopt.derivatives._exactness._losses import LOSSES
 from pureopt.derivatives._exactness._norms import NORMS
+from pureopt.derivatives._exactness._numeric import Table
+from pureopt.derivatives._exactness._products import PRODUCTS
+from pureopt.derivatives._exactness._vector_norms import (
+    REMEMBERED,
+    VECTOR_NORMS,
+    p_norm,
+    power,
+)
 
 Args = ParamSpec("Args")
 R = TypeVar("R")
 
 # Every spelling of a function that a program may call, with its composition.
-REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {**NORMS}
+REPLACEMENTS: Table = {
+    **ATTENTION,
+    **DETERMINANTS,
+    **DISTANCES,
+    **ELEMENTWISE,
+    **LINALG,
+    **LOSSES,
+    **NORMS,
+    **PRODUCTS,
+    **VECTOR_NORMS,
+}
+
+# Methods of tensors that are written in Python: the compiler finds them by identity, not
+# in a dict. `Tensor.unflatten` calls `super`, which a mode that is traced cannot.
+_NORM = torch.Tensor.norm
+_POW = torch.Tensor.__pow__
+_UNFLATTEN = torch.Tensor.unflatten
 
 
 class _Exact(TorchFunctionMode):
@@ -28,30 +60,102 @@ class _Exact(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return REPLACEMENTS.get(func, func)(*args, **(kwargs or {}))
+        named = kwargs or {}
+        if named.get("out") is not None:  # torch's own, which refuses to differentiate
+            return func(*args, **named)
+        body = BODIES.get(func)
+        if body is not None:
+            with _Exact():
+                return body(*args, **named)
+        if func is _NORM:
+            return p_norm(*args, **named)
+        if func is _POW:
+            return power(*args, **named)
+        if func is _UNFLATTEN:
+            return torch.unflatten(*args, **named)
+        return REPLACEMENTS.get(func, func)(*args, **named)
 
 
-def exact_ops() -> AbstractContextManager[Any]:
-    """Inside this scope every nesting of derivatives is right.
+@contextmanager
+def exact_ops() -> Generator[None, None, None]:
+    r"""Inside this scope every nesting of derivatives is right.
+
+    What :func:`exact` is around a function, this is around some lines of it. It must be
+    open while the function is evaluated, hence stand inside the function that is
+    differentiated, and not around the transform: ``torch.compile`` traces only the former.
+
+    Yields:
+        Nothing.
 
     Example:
-        >>> with exact_ops():
-        ...     pass
+        The Hessian of a determinant, forward over forward, with and without:
+
+        >>> import torch
+        >>> import pureopt as po
+        >>> from torch.func import jacfwd
+        >>> def f(x):
+        ...     with po.derivatives.exact_ops():
+        ...         return torch.linalg.det(x)
+        >>> A = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+        >>> jacfwd(jacfwd(f))(A)[0, 0]
+        tensor([[0., 0.],
+                [0., 1.]])
+        >>> bool((jacfwd(jacfwd(torch.linalg.det))(A)[0, 0, 1, 1] - 1).abs() < 0.1)
+        False
     """
-    return _Exact()
+    REMEMBERED.scopes.append([])
+    try:
+        with _Exact():
+            yield
+    finally:
+        REMEMBERED.scopes.pop()
 
 
 def exact(f: Callable[Args, R]) -> Callable[Args, R]:
-    """``f`` with compositions in the place of the kernels that are wrong above first order.
+    r"""``f`` with compositions in place of the kernels that are wrong above first order.
+
+    Torch has formulas of its own for the derivatives of normalizations, determinants,
+    linear systems, norms, cumulative products, losses and attention, and above first order
+    some drop terms, divide zero by zero, or are missing. Under ``exact`` these functions,
+    in each of their spellings, are made of operations whose formulas are right: every
+    nesting of ``grad``, ``jvp``, ``jacfwd``, ``jacrev`` and ``vmap`` is. Values are equal
+    to torch's up to rounding, arguments are the same, running statistics move as they do.
+    The table in the guide :doc:`/guide/exact-derivatives` lists them.
+
+    Conventions, where a derivative does not exist: those of a norm, a distance or a
+    standard deviation are zero at zero, but its square, written as an even power, is
+    smooth, and its Hessian at zero is ``2 I``. A kink takes the derivative of one side.
+
+    A first derivative costs up to a few times that of torch's kernels: train without.
+    pureopt's own operators of order two and above apply it.
+
+    Args:
+        f: Any function. Apply ``exact`` first and transforms to its result, as in
+            ``jacfwd(grad(exact(f)))``: so ``torch.compile(fullgraph=True)`` traces it
+            wherever it traces the nesting.
+
+    Returns:
+        A function of the same arguments. Calls with ``out=`` and those in place
+        (``x.cumprod_(0)``) are torch's own.
 
     Example:
-        >>> exact(lambda x: x)(1)
-        1
+        A third derivative that plain nested ``grad`` gets wrong (66.6):
+
+        >>> import torch
+        >>> import pureopt as po
+        >>> from torch.func import grad
+        >>> def f(t):
+        ...     x = torch.stack([t, 2 * t, t**2])
+        ...     return torch.nn.functional.layer_norm(x, (3,))[1]
+        >>> t = torch.tensor(0.7, dtype=torch.float64)
+        >>> third = grad(grad(grad(po.derivatives.exact(f))))(t)
+        >>> print(f"{third:.5f}")
+        -1.68768
     """
 
     @functools.wraps(f)
     def exactly(*args: Args.args, **kwargs: Args.kwargs) -> R:
-        with _Exact():
+        with exact_ops():
             return f(*args, **kwargs)
 
     return exactly

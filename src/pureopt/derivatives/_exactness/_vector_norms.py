@@ -73,7 +73,7 @@ def vector_norm(
     nothing, unless ``p`` is even: then all of it is smooth.
     """
     x = x if dtype is None else x.to(dtype)
-    real = x.dtype.to_real()
+    real = x.real.dtype if x.dtype.is_complex else x.dtype
     y = widened(x)
     dims = _dims(y, dim)
     if ord in {0, 1, torch.inf, -torch.inf}:
@@ -132,9 +132,23 @@ def norm(
     return vector_norm(A, ord, dim, keepdim, dtype=dtype)
 
 
-def frobenius_norm(
-    A: Tensor, dim: Dims = None, keepdim: bool = False
+def p_norm(
+    input: Tensor,  # noqa: A002
+    p: float | str | None = "fro",
+    dim: Dims = None,
+    keepdim: bool = False,
+    out: None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
+    """``torch.norm``: of all dimensions as one vector, unless ``dim`` names some."""
+    del out
+    if p == "nuc":
+        return matrix_norm(input, p, _dims(input, dim), keepdim, dtype=dtype)
+    order = 2.0 if p is None or isinstance(p, str) else p
+    return vector_norm(input, order, dim, keepdim, dtype=dtype)
+
+
+def frobenius_norm(A: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """``torch.frobenius_norm``."""
     return vector_norm(A, 2, dim, keepdim)
 
@@ -155,6 +169,7 @@ VECTOR_NORMS: Table = {
     torch.linalg.vector_norm: vector_norm,
     torch.linalg.matrix_norm: matrix_norm,
     torch.linalg.norm: norm,
+    torch.norm: p_norm,
     torch.frobenius_norm: frobenius_norm,
     **dict.fromkeys((torch.std, torch.Tensor.std), std),
     torch.std_mean: std_mean,

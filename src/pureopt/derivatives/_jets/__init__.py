@@ -1,14 +1,26 @@
 """Taylor mode: the jet, its algebra, and one module of rules for each family."""
 
 from pureopt.derivatives._jets import (
+    _activations,
     _arithmetic,
     _exponential,
     _indexing,
+    _linalg,
+    _losses,
+    _normalizations,
+    _norms,
+    _piecewise,
+    _pooling,
     _products,
     _reductions,
     _shapes,
+    _sorting,
+    _special,
     _trigonometric,
 )
+
+# After them: they take what is left.
+from pureopt.derivatives._jets import _compositions, _refusals  # isort: skip
 from pureopt.derivatives._jets._jet import Jet as Jet
 from pureopt.derivatives._jets._register import register_jet as register_jet
 from pureopt.derivatives._jets._register import (

@@ -15,7 +15,7 @@ from pureopt._errors import DerivativeError
 from pureopt.derivatives._jets._algebra import integral, like, linear
 from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._piecewise import kept
-from pureopt.derivatives._jets._register import rule
+from pureopt.derivatives._jets._register import rule, univariate_rule
 from pureopt.derivatives._jets._shapes import value_of
 
 _SELU_ALPHA = 1.6732632423543772
@@ -24,7 +24,7 @@ _SELU_SCALE = 1.0507009873554805
 
 @rule("relu")
 def relu(x: Jet, inplace: bool = False) -> Jet:  # noqa: ARG001
-    return like(x, F.relu(x.value), kept(x.value > 0, x).coefficients)
+    return like(x, F.relu(x.value), kept(x.value > 0, x).terms)
 
 
 @rule("leaky_relu")
@@ -73,7 +73,7 @@ def hardtanh(
 ) -> Jet:
     inside = (x.value > min_val) & (x.value < max_val)
     value = F.hardtanh(x.value, min_val, max_val)
-    return like(x, value, kept(inside, x).coefficients)
+    return like(x, value, kept(inside, x).terms)
 
 
 @rule("relu6")
@@ -86,7 +86,7 @@ def hardsigmoid(x: Jet, inplace: bool = False) -> Jet:  # noqa: ARG001
     return hardtanh(x + 3, 0.0, 6.0) / 6
 
 
-@rule("hardswish")
+@univariate_rule("hardswish")
 def hardswish(x: Jet, inplace: bool = False) -> Jet:  # noqa: ARG001
     return x * hardsigmoid(x)
 
@@ -94,27 +94,27 @@ def hardswish(x: Jet, inplace: bool = False) -> Jet:  # noqa: ARG001
 @rule("softshrink")
 def softshrink(x: Jet, lambd: float = 0.5) -> Jet:
     value = F.softshrink(x.value, lambd)
-    return like(x, value, kept(x.value.abs() > lambd, x).coefficients)
+    return like(x, value, kept(x.value.abs() > lambd, x).terms)
 
 
 @rule("hardshrink")
 def hardshrink(x: Jet, lambd: float = 0.5) -> Jet:
     return like(
-        x, F.hardshrink(x.value, lambd), kept(x.value.abs() > lambd, x).coefficients
+        x, F.hardshrink(x.value, lambd), kept(x.value.abs() > lambd, x).terms
     )
 
 
-@rule("softsign")
+@univariate_rule("softsign")
 def softsign(x: Jet) -> Jet:
     return x / (torch.abs(x) + 1)
 
 
-@rule("tanhshrink")
+@univariate_rule("tanhshrink")
 def tanhshrink(x: Jet) -> Jet:
     return x - torch.tanh(x)
 
 
-@rule("softplus")
+@univariate_rule("softplus")
 def softplus(x: Jet, beta: float = 1.0, threshold: float = 20.0) -> Jet:
     r""":math:`\log(1 + e^{\beta x}) / \beta`, whose slope is :math:`\sigma(\beta x)`.
 
@@ -124,22 +124,22 @@ def softplus(x: Jet, beta: float = 1.0, threshold: float = 20.0) -> Jet:
     return integral(x, torch.sigmoid(x * beta), value)
 
 
-@rule("logsigmoid")
+@univariate_rule("logsigmoid")
 def logsigmoid(x: Jet) -> Jet:
     return integral(x, torch.sigmoid(-x), F.logsigmoid(x.value))
 
 
-@rule("silu")
+@univariate_rule("silu")
 def silu(x: Jet, inplace: bool = False) -> Jet:  # noqa: ARG001
     return x * torch.sigmoid(x)
 
 
-@rule("mish")
+@univariate_rule("mish")
 def mish(x: Jet, inplace: bool = False) -> Jet:  # noqa: ARG001
     return x * torch.tanh(softplus(x))
 
 
-@rule("gelu")
+@univariate_rule("gelu")
 def gelu(x: Jet, approximate: str = "none") -> Jet:
     if approximate == "none":
         return x * torch.special.ndtr(x)
@@ -153,17 +153,17 @@ def _exponential_unit(x: Jet, alpha: float, scale: float, inner: float) -> Jet:
     return torch.where(above, x * scale, torch.expm1(low * inner) * (alpha * scale))
 
 
-@rule("elu")
+@univariate_rule("elu")
 def elu(x: Jet, alpha: float = 1.0, inplace: bool = False) -> Jet:  # noqa: ARG001
     return _exponential_unit(x, alpha, 1.0, 1.0)
 
 
-@rule("selu")
+@univariate_rule("selu")
 def selu(x: Jet, inplace: bool = False) -> Jet:  # noqa: ARG001
     return _exponential_unit(x, _SELU_ALPHA, _SELU_SCALE, 1.0)
 
 
-@rule("celu")
+@univariate_rule("celu")
 def celu(x: Jet, alpha: float = 1.0, inplace: bool = False) -> Jet:  # noqa: ARG001
     return _exponential_unit(x, alpha, 1.0, 1 / alpha)
 

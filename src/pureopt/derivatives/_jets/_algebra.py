@@ -123,12 +123,12 @@ def bilinear(f: Callable[[Tensor, Tensor], Tensor], a: Jet, b: Jet) -> Jet:
     for k in range(1, a.order + 1):
         total: Coefficient = None
         for j in range(k + 1):
-            total = plus(total, _bilinear_term(f, a, b, j, k - j))
+            total = plus(total, bilinear_term(f, a, b, j, k - j))
         coefficients.append(total)
     return like(a, f(a.value, b.value), coefficients)
 
 
-def _bilinear_term(
+def bilinear_term(
     f: Callable[[Tensor, Tensor], Tensor], a: Jet, b: Jet, i: int, j: int
 ) -> Coefficient:
     left, right = a.coefficient(i), b.coefficient(j)

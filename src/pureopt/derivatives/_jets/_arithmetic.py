@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pureopt.derivatives._exactness._vector_norms import REMEMBERED
 from pureopt.derivatives._jets._algebra import (
     Series,
     aligned,
@@ -87,7 +88,14 @@ def mul(input: Any, other: Any) -> Jet:  # noqa: A002
 
 @rule("square")
 def square(x: Jet) -> Jet:
-    r""":math:`y_k = \sum_j x_j x_{k-j}`, of which half are the other half."""
+    r""":math:`y_k = \sum_j x_j x_{k-j}`, of which half are the other half.
+
+    The square of a norm is what the root was taken of: the derivatives of the root at zero
+    are zero by convention, those of the square are not.
+    """
+    for y, squared in (pair for scope in REMEMBERED.scopes for pair in scope):
+        if y is x:
+            return lift(x, squared)
     u = series(x)
     orders = range(1, x.order + 1)
     coefficients = [square_at(u, k, summed=x.summed) for k in orders]

@@ -39,7 +39,15 @@ for _op in spellings("scatter_add", "index_add", "index_copy"):
 
 
 @rule("scatter")
-def scatter(input: Any, dim: int, index: Any, src: Any) -> Any:  # noqa: A002
+def scatter(
+    input: Any,  # noqa: A002
+    dim: int,
+    index: Any,
+    src: Any = None,
+    *,
+    value: Any = None,
+) -> Any:
+    src = value if src is None else src
     first = input if isinstance(input, Jet) else src
     if not isinstance(src, Jet | torch.Tensor):
         src = input.value.new_full((), src).expand(index.shape)
@@ -50,9 +58,41 @@ def scatter(input: Any, dim: int, index: Any, src: Any) -> Any:  # noqa: A002
     )
 
 
+def _pasting(op: Callable[..., Any]) -> Callable[..., Any]:
+    """Linear in both tensors, of which the second is put into the first."""
+
+    def paste(input: Any, src: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
+        first = input if isinstance(input, Jet) else src
+        jets = lift(first, input), lift(first, src)
+        return linear(lambda a, b: op(a, b, *args, **kwargs), *jets)
+
+    return paste
+
+
+for _op in spellings("select_scatter", "slice_scatter", "diagonal_scatter"):
+    RULES[_op] = _pasting(_op)
+
+
+@rule("index_fill")
+def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:  # noqa: A002
+    first = input if isinstance(input, Jet) else value
+    jets = lift(first, input), lift(first, value)
+    return linear(lambda a, b: torch.index_fill(a, dim, index, b), *jets)
+
+
+@rule("index_put")
+def index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:  # noqa: A002
+    first = input if isinstance(input, Jet) else values
+    jets = lift(first, input), lift(first, values)
+    return linear(lambda a, b: torch.index_put(a, indices, b, accumulate), *jets)
+
+
 @rule("embedding")
-def embedding(input: Any, weight: Jet, *args: Any, **kwargs: Any) -> Jet:  # noqa: A002
-    return linear(lambda w: F.embedding(value_of(input), w, *args, **kwargs), weight)
+def embedding(input: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
+    indices = value_of(input)
+    if not isinstance(weight, Jet):  # floating indices: torch says so
+        return F.embedding(indices, weight, *args, **kwargs)
+    return linear(lambda w: F.embedding(indices, w, *args, **kwargs), weight)
 
 
 @rule("pad")
@@ -66,3 +106,8 @@ def pad(
     if mode == "constant" and value:
         y.value = F.pad(input.value, pad, mode, value)
     return y
+
+
+@rule("constant_pad_nd")
+def constant_pad_nd(input: Jet, pad: Any, value: float = 0) -> Jet:  # noqa: A002
+    return F.pad(input, pad, "constant", value)

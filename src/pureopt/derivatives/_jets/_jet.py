@@ -35,6 +35,20 @@ RULES: dict[Callable[..., Any], Rule] = {}
 """What to do in the place of each torch function when an argument is a jet."""
 
 
+METHODS: list[tuple[Callable[..., Any], Rule]] = []
+"""Those of the methods of tensors that are written in Python, once more.
+
+The compiler finds these by identity, not in a dict.
+"""
+
+
+def _of_method(func: Callable[..., Any]) -> Rule | None:
+    for method, rule in METHODS:
+        if func is method:
+            return rule
+    return None
+
+
 class Jet:
     r"""A power series :math:`x(t) = x_0 + x_1 t + \dots + x_K t^K` in the place of a tensor.
 
@@ -94,9 +108,16 @@ class Jet:
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        rule = RULES.get(func)
+        rule = RULES.get(func) or _of_method(func)
         if rule is None:
             raise missing(func)
+        if kwargs and kwargs.get("out") is not None:
+            raise DerivativeError(
+                "jet(f=...)",
+                "not write in place",
+                f"`{name_of(func)}` with `out=`",
+                "Use the result of the call.",
+            )
         return rule(*args, **(kwargs or {}))
 
     @property
@@ -204,4 +225,8 @@ def missing(func: Callable[..., Any]) -> DerivativeError:
 
 def name_of(func: Callable[..., Any]) -> str:
     """How a program writes this function."""
-    return torch.overrides.resolve_name(func) or getattr(func, "__name__", repr(func))
+    if torch.compiler.is_compiling():  # the look-up of the module cannot be traced
+        return func.__name__
+    name = torch.overrides.resolve_name(func) or getattr(func, "__name__", repr(func))
+    operators = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # noqa: SLF001
+    return f"torch.ops.{name}" if isinstance(func, operators) else name

@@ -65,7 +65,7 @@ def minimum(input: Any, other: Any) -> Jet:  # noqa: A002
 
 def _mixed(a: Jet, b: Jet, share: Tensor, value: Tensor) -> Jet:
     y = linear(lambda c, d: c * share + d * (1 - share), a, b)
-    return like(a, value, y.coefficients)
+    return like(a, value, y.terms)
 
 
 @rule("fmax")
@@ -88,7 +88,7 @@ def _less_whole(
     a, b = _sides(input, other)
     n = torch.div(a.value, b.value, rounding_mode=rounding)
     y = linear(lambda c, d: c - n * d, a, b)
-    return like(a, op(a.value, b.value), y.coefficients)
+    return like(a, op(a.value, b.value), y.terms)
 
 
 @rule("remainder", "__mod__")
@@ -118,7 +118,7 @@ def rfloordiv(input: Any, other: Any) -> Any:  # noqa: A002
 
 @rule("frac")
 def frac(x: Jet) -> Jet:
-    return like(x, torch.frac(x.value), x.coefficients)
+    return like(x, torch.frac(x.value), x.terms)
 
 
 @rule("rad2deg")
@@ -136,4 +136,4 @@ def copysign(input: Any, other: Any) -> Jet:  # noqa: A002
     a, b = _sides(input, other)
     value = torch.copysign(a.value, b.value)
     sign = torch.sign(a.value) * torch.sign(value)
-    return like(a, value, linear(lambda c: c * sign, a).coefficients)
+    return like(a, value, linear(lambda c: c * sign, a).terms)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pureopt.derivatives._jets._algebra import (
-    integral,
     lift,
     like,
     linear,
-    product,
 )
 from pureopt.derivatives._jets._arithmetic import belongs, quotient
 from pureopt.derivatives._jets._jet import Jet
@@ -75,7 +74,7 @@ def log_softmax(
     if dim is None:
         dim = 0 if x.ndim in {0, 1, 3} else 1
     y = x - logsumexp(x, dim, keepdim=True)
-    return like(x, torch.log_softmax(x.value, dim), y.coefficients)
+    return like(x, torch.log_softmax(x.value, dim), y.terms)
 
 
 @rule("logsumexp")
@@ -83,48 +82,16 @@ def logsumexp(input: Jet, dim: Dims, keepdim: bool = False) -> Jet:  # noqa: A00
     dims = _dims(input, dim)
     shifted, _ = _shifted(input, dims)
     y = torch.log(torch.exp(shifted).sum(dims, keepdim=keepdim))
-    return like(input, torch.logsumexp(input.value, dims, keepdim), y.coefficients)
-
-
-@rule("logaddexp")
-def logaddexp(input: Any, other: Any) -> Jet:  # noqa: A002
-    r""":math:`y' = \sigma(a - b)\,a' + \sigma(b - a)\,b'`."""
-    first = belongs(input, other)
-    a, b = lift(first, input), lift(first, other)
-    value = torch.logaddexp(a.value, b.value)
-    left = integral(a, torch.sigmoid(a - b), value)
-    right = integral(b, torch.sigmoid(b - a), torch.zeros_like(value))
-    return left + right
+    return like(input, torch.logsumexp(input.value, dims, keepdim), y.terms)
 
 
 @rule("logaddexp2")
 def logaddexp2(input: Any, other: Any) -> Jet:  # noqa: A002
-    log_2 = 0.6931471805599453
-    y = logaddexp(input * log_2, other * log_2) / log_2
+    log_2 = math.log(2)
+    y = torch.logaddexp(input * log_2, other * log_2) / log_2
     first = belongs(input, other)
     a, b = lift(first, input), lift(first, other)
-    return like(first, torch.logaddexp2(a.value, b.value), y.coefficients)
-
-
-def _scan(combine: Callable[[Any, Any], Any], x: Jet, dim: int) -> Jet:
-    """All prefixes of an associative operation, in a logarithmic number of steps."""
-    if not x.ndim:
-        return x
-    y, size, step = x.movedim(dim, 0), x.shape[dim], 1
-    while step < size:
-        y = torch.cat([y[:step], combine(y[:-step], y[step:])])
-        step *= 2
-    return y.movedim(0, dim)
-
-
-@rule("logcumsumexp")
-def logcumsumexp(x: Jet, dim: int) -> Jet:
-    return _scan(logaddexp, x, dim)
-
-
-@rule("cumprod")
-def cumprod(x: Jet, dim: int, *, dtype: torch.dtype | None = None) -> Jet:
-    return _scan(product, x if dtype is None else x.to(dtype), dim)
+    return like(first, torch.logaddexp2(a.value, b.value), y.terms)
 
 
 @rule("trapezoid", "trapz")
@@ -137,13 +104,6 @@ def trapezoid(y: Any, x: Any = None, *, dx: float = 1.0, dim: int = -1) -> Any:
         x = x.reshape(-1, *[1] * (len(y.shape) - 1 - dim % len(y.shape)))
         return (pair * torch.diff(x, dim=0)).sum(dim) / 2
     return (pair * torch.diff(x, dim=dim)).sum(dim) / 2
-
-
-def guarded_sqrt(x: Jet) -> Jet:
-    """The square root of what is not negative, with derivatives 0 at 0."""
-    zero = x.value == 0
-    y = torch.sqrt(torch.where(zero, torch.ones_like(x.value), x))
-    return torch.where(zero, torch.zeros_like(x.value), y)
 
 
 def _spread_of(
@@ -179,19 +139,6 @@ def var_mean(
     return _spread_of(input, dim, unbiased, correction, keepdim)
 
 
-@rule("std_mean")
-def std_mean(
-    input: Jet,  # noqa: A002
-    dim: Any = None,
-    unbiased: bool | None = None,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> tuple[Jet, Jet]:
-    variance, mean = _spread_of(input, dim, unbiased, correction, keepdim)
-    return guarded_sqrt(variance), mean
-
-
 @rule("var")
 def var(
     input: Jet,  # noqa: A002
@@ -202,15 +149,3 @@ def var(
     correction: float | None = None,
 ) -> Jet:
     return _spread_of(input, dim, unbiased, correction, keepdim)[0]
-
-
-@rule("std")
-def std(
-    input: Jet,  # noqa: A002
-    dim: Any = None,
-    unbiased: bool | None = None,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> Jet:
-    return guarded_sqrt(_spread_of(input, dim, unbiased, correction, keepdim)[0])

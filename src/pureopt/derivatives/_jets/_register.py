@@ -91,7 +91,7 @@ def register_jet(op: Callable[..., Any], rule: Callable[..., Any]) -> None:
     """
     _check("register_jet(op=...)", op)
     _check("register_jet(rule=...)", rule)
-    RULES[op] = rule
+    RULES.update(dict.fromkeys(_spelled(op), rule))
 
 
 def register_jet_derivative(
@@ -126,7 +126,18 @@ def register_jet_derivative(
     def apply(x: Jet, *args: Any) -> Jet:
         return elementwise(x, op(x.value, *args), lambda u, y: derivative(u, y, *args))
 
-    RULES[op] = univariate(apply)
+    RULES.update(dict.fromkeys(_spelled(op), univariate(apply)))
+
+
+def _spelled(op: Any) -> list[Callable[..., Any]]:
+    """What a call of ``op`` may arrive as: an operator has a name and overloads."""
+    overload = getattr(op, "_opoverload", op)  # of `torch.library.custom_op`
+    packet = getattr(overload, "overloadpacket", overload)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):  # noqa: SLF001
+        return [op]
+    chosen = [overload] if overload is not packet else []
+    every = [getattr(packet, name) for name in packet.overloads()]
+    return [op, packet, *(chosen or every)]
 
 
 def _check(where: str, value: object) -> None:

@@ -13,15 +13,16 @@ from pureopt.derivatives._jets._jet import RULES, Jet
 from pureopt.derivatives._jets._register import linear_in_first, rule, spellings
 
 MOVES = (
-    "reshape", "view", "view_as", "reshape_as", "flatten", "unflatten", "ravel",
+    "reshape", "view", "flatten", "unflatten", "ravel",
     "squeeze", "unsqueeze", "permute", "transpose", "swapaxes", "swapdims", "t",
-    "movedim", "moveaxis", "adjoint", "expand", "expand_as", "broadcast_to", "repeat",
+    "movedim", "moveaxis", "adjoint", "expand", "broadcast_to", "repeat",
     "repeat_interleave", "tile", "flip", "fliplr", "flipud", "roll", "rot90", "clone",
     "contiguous", "narrow", "select", "chunk", "split", "split_with_sizes",
     "tensor_split", "unbind", "diagonal", "diag", "diag_embed", "diagflat", "tril",
     "triu", "trace", "real", "unfold", "as_strided", "pixel_shuffle", "pixel_unshuffle",
-    "channel_shuffle", "to", "float", "double", "half", "bfloat16", "type_as", "cpu",
-    "cuda", "fold", "interpolate", "upsample", "hsplit", "vsplit", "dsplit",
+    "channel_shuffle", "cpu", "cuda", "fold", "interpolate", "upsample", "hsplit", "vsplit",
+    "dsplit", "native_channel_shuffle", "alias", "resolve_conj",
+    "resolve_neg", "conj", "conj_physical",
     "atleast_1d", "atleast_2d", "atleast_3d",
 )  # fmt: skip
 
@@ -41,10 +42,10 @@ READS = (
     "isclose", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full",
     "new_empty", "new_tensor", "__bool__", "__int__", "__float__", "element_size",
     "get_device", "is_same_size", "result_type", "can_cast", "is_signed", "is_inference",
-    "broadcast_shapes",
+    "broadcast_shapes", "long", "int", "short", "char", "byte", "bool",
 )  # fmt: skip
 
-PROPERTIES = ("T", "mT", "H", "mH")
+PROPERTIES = ("T", "mT", "H", "mH", "real")
 
 
 def _of_values(op: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,12 +70,40 @@ def _step(op: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
+def _shaped(op: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(x: Any, other: Any) -> Any:
+        shape = value_of(other)
+        return linear(lambda c: op(c, shape), x) if isinstance(x, Jet) else op(x, shape)
+
+    return apply
+
+
 linear_in_first(spellings(*MOVES))
+for _op in spellings("view_as", "reshape_as", "expand_as"):
+    RULES[_op] = _shaped(_op)
 linear_in_first(getattr(Tensor, name).__get__ for name in PROPERTIES)
 for _op in spellings(*READS):
     RULES[_op] = _of_values(_op)
+RULES[Tensor.data.__get__] = value_of
 for _op in spellings(*STEPS):
     RULES[_op] = _step(_op)
+
+
+def _converting(op: Callable[..., Any]) -> Callable[..., Any]:
+    """Linear; but whole numbers are no series."""
+
+    def convert(x: Any, *args: Any, **kwargs: Any) -> Any:
+        args = tuple(value_of(arg) for arg in args)
+        value = op(value_of(x), *args, **kwargs)
+        if not isinstance(x, Jet) or not (value.is_floating_point() or value.is_complex()):
+            return value
+        return linear(lambda c: op(c, *args, **kwargs), x)
+
+    return convert
+
+
+for _op in spellings("to", "float", "double", "half", "bfloat16", "type", "type_as"):
+    RULES[_op] = _converting(_op)
 
 
 def _first(jets: Sequence[Any]) -> Jet:
@@ -95,6 +124,36 @@ for _op in spellings(
     "column_stack", "row_stack",
 ):  # fmt: skip
     RULES[_op] = _joining(_op)
+
+
+@rule("broadcast_tensors")
+def broadcast_tensors(*tensors: Any) -> tuple[Any, ...]:
+    if len(tensors) == 1 and isinstance(tensors[0], tuple | list):
+        tensors = tuple(tensors[0])
+    shape = torch.broadcast_shapes(*(x.shape for x in tensors))
+    return tuple(x.expand(shape) for x in tensors)
+
+
+@rule("meshgrid")
+def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Any, ...]:
+    if len(tensors) == 1 and isinstance(tensors[0], tuple | list):
+        tensors = tuple(tensors[0])
+    sizes = [x.reshape(-1).shape[0] for x in tensors]
+    axes = list(range(len(sizes)))
+    if indexing == "xy":
+        axes[:2] = axes[1::-1]
+    shape = [sizes[a] for a in axes]
+    spread = [[-1 if a == i else 1 for a in axes] for i in range(len(sizes))]
+    return tuple(
+        x.reshape(to).expand(shape) for x, to in zip(tensors, spread, strict=True)
+    )
+
+
+@rule("block_diag")
+def block_diag(*tensors: Any) -> Any:
+    first = _first(tensors)
+    jets = [lift(first, x) for x in tensors]
+    return linear(lambda *c: torch.block_diag(*c), *jets)
 
 
 @rule("where")

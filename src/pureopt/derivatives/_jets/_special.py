@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pureopt.derivatives._jets._algebra import elementwise, integral, like, taylor
 from pureopt.derivatives._jets._jet import Coefficient, Jet
-from pureopt.derivatives._jets._register import rule
+from pureopt.derivatives._jets._register import rule, univariate_rule
 from pureopt.derivatives._jets._shapes import value_of
 
 _TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
@@ -22,26 +22,26 @@ def _bell(x: Jet) -> Jet:
     return torch.exp(torch.square(x) * -0.5) / _ROOT_TWO_PI
 
 
-@rule("erf")
+@univariate_rule("erf")
 def erf(x: Jet) -> Jet:
     slope = torch.exp(-torch.square(x)) * _TWO_OVER_ROOT_PI
     return integral(x, slope, torch.erf(x.value))
 
 
-@rule("erfc")
+@univariate_rule("erfc")
 def erfc(x: Jet) -> Jet:
     slope = torch.exp(-torch.square(x)) * -_TWO_OVER_ROOT_PI
     return integral(x, slope, torch.erfc(x.value))
 
 
-@rule("erfcx")
+@univariate_rule("erfcx")
 def erfcx(x: Jet) -> Jet:
     r""":math:`y' = 2 x y - 2 / \sqrt{\pi}`, which cancels where :math:`x` is large."""
     value = torch.special.erfcx(x.value)
     return elementwise(x, value, lambda u, y: 2 * u * y - _TWO_OVER_ROOT_PI)
 
 
-@rule("erfinv")
+@univariate_rule("erfinv")
 def erfinv(x: Jet) -> Jet:
     def slope(u: Jet, y: Jet) -> Jet:  # noqa: ARG001
         return torch.exp(torch.square(y)) / _TWO_OVER_ROOT_PI
@@ -49,14 +49,17 @@ def erfinv(x: Jet) -> Jet:
     return elementwise(x, torch.erfinv(x.value), slope)
 
 
-@rule("ndtr")
+@univariate_rule("ndtr")
 def ndtr(x: Jet) -> Jet:
     return integral(x, _bell(x), torch.special.ndtr(x.value))
 
 
-@rule("log_ndtr")
+@univariate_rule("log_ndtr")
 def log_ndtr(x: Jet) -> Jet:
-    r""":math:`y' = \varphi(x) / \Phi(x) = e^{-x^2/2 - y} / \sqrt{2 \pi}`."""
+    r""":math:`y' = \varphi(x) / \Phi(x) = e^{-x^2/2 - y} / \sqrt{2 \pi}`.
+
+    In the left tail the exponent cancels: each order loses a factor :math:`|x|`.
+    """
 
     def slope(u: Jet, y: Jet) -> Jet:
         return torch.exp(torch.square(u) * -0.5 - y) / _ROOT_TWO_PI
@@ -64,7 +67,7 @@ def log_ndtr(x: Jet) -> Jet:
     return elementwise(x, torch.special.log_ndtr(x.value), slope)
 
 
-@rule("ndtri")
+@univariate_rule("ndtri")
 def ndtri(x: Jet) -> Jet:
     def slope(u: Jet, y: Jet) -> Jet:  # noqa: ARG001
         return torch.exp(torch.square(y) * 0.5) * _ROOT_TWO_PI
@@ -77,7 +80,7 @@ def _zeta(s: float, q: Tensor) -> Tensor:
     return torch.special.zeta(s, q)
 
 
-@rule("lgamma", "gammaln")
+@univariate_rule("lgamma", "gammaln")
 def lgamma(x: Jet) -> Jet:
     r"""Coefficients :math:`(-1)^n \zeta(n, x) / n`, after the first two."""
     q = x.value
@@ -86,7 +89,7 @@ def lgamma(x: Jet) -> Jet:
     return taylor(x, terms[: x.order + 1])
 
 
-@rule("digamma", "psi")
+@univariate_rule("digamma", "psi")
 def digamma(x: Jet) -> Jet:
     r"""Coefficients :math:`(-1)^{n+1} \zeta(n + 1, x)`, after the first."""
     q = x.value
@@ -123,10 +126,10 @@ def multigammaln(x: Jet, p: int) -> Jet:
     return total + p * (p - 1) / 4 * math.log(math.pi)
 
 
-@rule("entr")
+@univariate_rule("entr")
 def entr(x: Jet) -> Jet:
     y = -x * torch.log(x)
-    return like(x, torch.special.entr(x.value), y.coefficients)
+    return like(x, torch.special.entr(x.value), y.terms)
 
 
 @rule("xlog1py")

@@ -19,6 +19,7 @@ from pureopt._tree import (
 )
 from pureopt._typing import P
 from pureopt.derivatives._checks import call
+from pureopt.derivatives._exactness._vector_norms import REMEMBERED
 from pureopt.derivatives._jets._jet import Jet
 
 
@@ -115,7 +116,11 @@ def propagate(
         Jet(value, coefficients, summed)
         for value, *coefficients in zip(leaves, *terms, strict=True)
     ]
-    out = call(where, f, tree_unflatten(structure, jets))
+    REMEMBERED.scopes.append([])
+    try:
+        out = call(where, f, tree_unflatten(structure, jets))
+    finally:
+        REMEMBERED.scopes.pop()
     for leaf in tree_leaves(out):
         if not isinstance(leaf, Jet | Tensor):
             raise DerivativeError(where, "return tensors", told(leaf))

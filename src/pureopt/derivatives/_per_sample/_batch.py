@@ -40,7 +40,9 @@ class Seen(NamedTuple):
         ]
         norms = [n + guard for n, guard in zip(norms, self.guards, strict=True)]
         if self.opaque.chosen:
-            for i, n in zip(self.opaque.chosen, self.opaque.squared_norms(), strict=True):
+            for i, n in zip(
+                self.opaque.chosen, self.opaque.squared_norms(), strict=True
+            ):
                 norms[i] = n
         return norms
 
@@ -61,7 +63,9 @@ class Seen(NamedTuple):
             for leaf, uses in zip(self.leaves, self.uses, strict=True)
         ]
         if self.opaque.chosen:
-            for i, (m, v) in zip(self.opaque.chosen, self.opaque.moments(), strict=True):
+            for i, (m, v) in zip(
+                self.opaque.chosen, self.opaque.moments(), strict=True
+            ):
                 moments[i] = m, v / (self.samples - 1)
         return [
             ((m + guard).reshape(leaf.shape), (v + guard).reshape(leaf.shape))
@@ -78,7 +82,9 @@ class Seen(NamedTuple):
             for leaf, uses in zip(self.leaves, self.uses, strict=True)
         ]
         if self.opaque.chosen:
-            for i, (m, _) in zip(self.opaque.chosen, self.opaque.moments(), strict=True):
+            for i, (m, _) in zip(
+                self.opaque.chosen, self.opaque.moments(), strict=True
+            ):
                 means[i] = m
         # The guards are in the squares, and what is made of both is NaN with them.
         return squares, torch.stack([m.square().sum() for m in means]).sum()
@@ -131,5 +137,7 @@ def count(where: str, batch: tuple[Any, ...], at_least: int = 1) -> int:
         raise DerivativeError(where, rule, got, hint)
     if sizes[0] < at_least:
         samples = "sample" if at_least == 1 else "samples"
-        raise DerivativeError(where, f"hold {at_least} {samples} or more", str(sizes[0]))
+        raise DerivativeError(
+            where, f"hold {at_least} {samples} or more", str(sizes[0])
+        )
     return sizes[0]

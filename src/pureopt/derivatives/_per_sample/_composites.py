@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def multi_head_attention_forward(  # noqa: PLR0913, PLR0917 -- torch's signature
+def multi_head_attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -24,7 +24,7 @@ def multi_head_attention_forward(  # noqa: PLR0913, PLR0917 -- torch's signature
     in_proj_bias: Tensor | None,
     bias_k: Tensor | None,
     bias_v: Tensor | None,
-    add_zero_attn: bool,  # noqa: FBT001 -- as above
+    add_zero_attn: bool,
     dropout_p: float,
     out_proj_weight: Tensor,
     out_proj_bias: Tensor | None,
@@ -48,7 +48,8 @@ def multi_head_attention_forward(  # noqa: PLR0913, PLR0917 -- torch's signature
     rest["use_separate_proj_weight"] = True
     sizes, none = (embed_dim_to_check, num_heads), (None, None)
     others = (*none, *none, add_zero_attn, dropout_p, eye, None)
-    out, weights = F.multi_head_attention_forward(*projected, *sizes, *others, **rest)
+    attend: Callable[..., Any] = F.multi_head_attention_forward
+    out, weights = attend(*projected, *sizes, *others, **rest)
     return F.linear(out, out_proj_weight, out_proj_bias), weights
 
 
@@ -69,7 +70,7 @@ def _gates(
 
 
 def _rnn_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def cell(  # noqa: PLR0913, PLR0917 -- torch's signature
+    def cell(
         input: Tensor,  # noqa: A002
         hx: Tensor,
         w_ih: Tensor,
@@ -83,7 +84,7 @@ def _rnn_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return cell
 
 
-def lstm_cell(  # noqa: PLR0913, PLR0917 -- torch's signature
+def lstm_cell(
     input: Tensor,  # noqa: A002
     hx: tuple[Tensor, Tensor],
     w_ih: Tensor,
@@ -98,7 +99,7 @@ def lstm_cell(  # noqa: PLR0913, PLR0917 -- torch's signature
     return o.sigmoid() * c.tanh(), c
 
 
-def gru_cell(  # noqa: PLR0913, PLR0917 -- torch's signature
+def gru_cell(
     input: Tensor,  # noqa: A002
     hx: Tensor,
     w_ih: Tensor,

@@ -63,7 +63,9 @@ class Opaque(NamedTuple):
         for lo, hi in self.portions():
             left = torch.cat(self.gradients(lo, hi), 1)
             blocks = [
-                left @ torch.cat(self.gradients(a, b), 1).mT if a != lo else left @ left.mT
+                left @ torch.cat(self.gradients(a, b), 1).mT
+                if a != lo
+                else left @ left.mT
                 for a, b in self.portions()
             ]
             rows.append(torch.cat(blocks, 1))

@@ -20,7 +20,7 @@ The mode is stateless and the scope it reads lies on a thread-local stack, so th
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -32,10 +32,12 @@ from pureopt._errors import DerivativeError
 from pureopt._tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from pureopt.derivatives import _checks
 from pureopt.derivatives._per_sample._composites import COMPOSITES
-from pureopt.derivatives._per_sample._rules import RULES
+from pureopt.derivatives._per_sample._rules import RULES, is_batched
 from pureopt.derivatives._per_sample._uses import Part, Use, common_blocks
 
-_depth: Callable[[], int] = torch._C._functorch.get_dynamic_layer_stack_depth  # noqa: SLF001  # pyright: ignore
+_depth: Callable[[], int] = torch._C._functorch.get_dynamic_layer_stack_depth  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
+
+_MATRIX = 2  # dimensions
 
 
 class Known(NamedTuple):
@@ -108,6 +110,25 @@ class Scope:
         self.saved.append(value)
         return len(self.saved) - 1
 
+    def among(self, values: list[Any]) -> list[Known]:
+        """What is known of values."""
+        found = [self.find(value) for value in values]
+        return [known for known in found if known is not None]
+
+    def suspect(self, values: list[Any]) -> None:
+        """What may be ``w.T``, which a compiler does not show to the mode.
+
+        It does not depend on the sample, and has the sizes of a leaf.
+        """
+        for value in values:
+            if not isinstance(value, Tensor) or value.dim() < _MATRIX:
+                continue
+            if is_batched(value) or self.find(value) is not None:
+                continue
+            for known in self.known:
+                if sorted(known.part.shape) == sorted(value.shape):
+                    self.opaque[known.part.leaf] = True
+
     def learn(self, tensor: Tensor, constant: Tensor, part: Part) -> Tensor:
         """From now on this view of a leaf is known."""
         self.known.append(Known(tensor, constant, part))
@@ -155,11 +176,10 @@ class _Recorder(TorchFunctionMode):
         scope = _SCOPES.stack[-1]
         if _depth() != scope.depth or func in _SEES_ALL:
             scope.hide(range(len(scope.opaque)))
-        found = [
-            known
-            for value in _flat([*args, *kwargs.values()])
-            if (known := scope.find(value)) is not None
-        ]
+        values = _flat([*args, *kwargs.values()])
+        if torch.compiler.is_compiling():
+            scope.suspect(values)
+        found = scope.among(values)
         if not found:
             return func(*args, **kwargs)
         if func in COMPOSITES:
@@ -182,14 +202,16 @@ class _Recorder(TorchFunctionMode):
 _SEES_ALL = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
 
 
-def _flat(values: Any) -> Iterator[Any]:
+def _flat(values: Iterable[Any]) -> list[Any]:
+    flat: list[Any] = []
     for value in values:
         if isinstance(value, tuple | list):
-            yield from _flat(value)
+            flat.extend(_flat(value))
         elif isinstance(value, dict):
-            yield from _flat(value.values())
+            flat.extend(_flat(value.values()))
         else:
-            yield value
+            flat.append(value)
+    return flat
 
 
 def _run(scope: Scope, where: str, loss: Callable[..., Any], *args: Any) -> Tensor:
@@ -301,7 +323,10 @@ def record(
         for like in plan.shapes
     ]
     (deltas, hidden), saved = _checks.call(
-        where, grad(total, argnums=(0, 1), has_aux=True), taps, [leaves[i] for i in seen]
+        where,
+        grad(total, argnums=(0, 1), has_aux=True),
+        taps,
+        [leaves[i] for i in seen],
     )
     for i, leak in zip(seen, hidden, strict=True):
         recorded[i] = []

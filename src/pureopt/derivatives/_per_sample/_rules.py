@@ -23,6 +23,8 @@ from pureopt.derivatives._per_sample._uses import (
 if TYPE_CHECKING:
     from pureopt.derivatives._per_sample._record import Known, Scope
 
+_MATRIX = 2  # dimensions
+
 
 def linear(
     scope: Scope,
@@ -46,16 +48,16 @@ def matmul(scope: Scope, input: Tensor, other: Tensor, **rest: Any) -> Any:  # n
     """``x w`` and ``w x``."""
     a, b = scope.find(input), scope.find(other)
     known = a or b
-    if rest or (a and b) or known is None or known.tensor.dim() > 2:
+    if rest or (a and b) or known is None or known.tensor.dim() > _MATRIX:
         return NotImplemented
-    if a and other.dim() > 2:  # a batch of products, of which the leaf is a part
+    if a and other.dim() > _MATRIX:  # a batch of products, of which the leaf is a part
         return NotImplemented
     out = torch.matmul(_value(a, input), _value(b, other))
     vector = known.tensor.dim() == 1
     saved = other if a else input
-    if a and vector and saved.dim() == 2:
+    if a and vector and saved.dim() == _MATRIX:
         saved = saved.mT
-    columns = a is not None and not vector and saved.dim() == 2
+    columns = a is not None and not vector and saved.dim() == _MATRIX
     scope.add(
         Product(
             known.part, scope.save(saved), scope.tap, not vector and a is None, columns
@@ -69,15 +71,15 @@ def rmatmul(scope: Scope, input: Tensor, other: Tensor) -> Any:  # noqa: A002
     return matmul(scope, other, input)
 
 
-def embedding(  # noqa: PLR0913, PLR0917 -- torch's signature
+def embedding(
     scope: Scope,
     input: Tensor,  # noqa: A002
     weight: Tensor,
     padding_idx: int | None = None,
     max_norm: float | None = None,
     norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,  # noqa: FBT001, FBT002 -- as above
-    sparse: bool = False,  # noqa: FBT001, FBT002 -- as above
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
 ) -> Any:
     """Rows of a table."""
     w = scope.find(weight)
@@ -93,7 +95,7 @@ def embedding(  # noqa: PLR0913, PLR0917 -- torch's signature
 
 
 def _convolution(func: Callable[..., Tensor], space: int) -> Callable[..., Any]:
-    def convolution(  # noqa: PLR0913, PLR0917 -- torch's signature
+    def convolution(
         scope: Scope,
         input: Tensor,  # noqa: A002
         weight: Tensor,
@@ -121,7 +123,7 @@ def _convolution(func: Callable[..., Tensor], space: int) -> Callable[..., Any]:
 
 
 def _transposed(func: Callable[..., Tensor], space: int) -> Callable[..., Any]:
-    def convolution(  # noqa: PLR0913, PLR0917 -- torch's signature
+    def convolution(
         scope: Scope,
         input: Tensor,  # noqa: A002
         weight: Tensor,
@@ -196,11 +198,11 @@ def rms_norm(
     """The scale."""
     if scope.find(input):
         return NotImplemented
-    normal = F.rms_norm(input, normalized_shape, None, eps)  # pyright: ignore[reportArgumentType]
+    normal = F.rms_norm(input, normalized_shape, None, eps)
     return _affine(scope, normal, weight, None, tuple(normalized_shape))
 
 
-def group_norm(  # noqa: PLR0913, PLR0917 -- torch's signature
+def group_norm(
     scope: Scope,
     input: Tensor,  # noqa: A002
     num_groups: int,
@@ -215,14 +217,14 @@ def group_norm(  # noqa: PLR0913, PLR0917 -- torch's signature
     return _affine(scope, normal, weight, bias, _channels(input))
 
 
-def batch_norm(  # noqa: PLR0913, PLR0917 -- torch's signature
+def batch_norm(
     scope: Scope,
     input: Tensor,  # noqa: A002
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    training: bool = False,  # noqa: FBT001, FBT002 -- as above
+    training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
@@ -291,7 +293,7 @@ def _elementwise(
     if rest or known is None or known.part.flipped or not isinstance(other, Tensor):
         return NotImplemented
     # What does not depend on the sample would be copied for each of them.
-    if not _batched(other) or other.dtype != known.tensor.dtype:
+    if not is_batched(other) or other.dtype != known.tensor.dtype:
         return NotImplemented
     out = func(_value(a, left), _value(b, right))
     sign = -1 if b and func is torch.sub else 1
@@ -301,7 +303,7 @@ def _elementwise(
     return scope.tapped(out)
 
 
-_batched: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtensor  # noqa: SLF001  # pyright: ignore
+is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtensor  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _value(known: Known | None, tensor: Any) -> Any:
@@ -312,8 +314,13 @@ def _value(known: Known | None, tensor: Any) -> Any:
 def transpose(scope: Scope, input: Tensor, *dims: Any, **rest: Any) -> Any:  # noqa: A002
     """The transpose of a matrix is known too."""
     known = scope.find(input)
-    matrix = known is not None and known.tensor.dim() == 2
-    if rest or known is None or not matrix or {d % 2 for d in dims} not in ({0, 1}, set()):
+    matrix = known is not None and known.tensor.dim() == _MATRIX
+    if (
+        rest
+        or known is None
+        or not matrix
+        or {d % 2 for d in dims} not in ({0, 1}, set())
+    ):
         return NotImplemented
     part = known.part._replace(flipped=not known.part.flipped)
     return scope.learn(input.mT, known.constant.mT, part)

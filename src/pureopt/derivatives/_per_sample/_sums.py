@@ -25,7 +25,7 @@ class Leaf(NamedTuple):
     @property
     def blocks(self) -> Blocks:
         """``(groups, m, n)``: the leaf as blocks of matrices."""
-        asked = [blocks for r in self.uses if (blocks := r.use.blocks()) is not None]
+        asked = [use.blocks() for use, _, _ in self.factored]
         return asked[0] if asked else (1, 1, self.like.numel())
 
     @property
@@ -50,7 +50,9 @@ class Leaf(NamedTuple):
 
     def part(self, lo: int, hi: int) -> Leaf:
         """Some of the samples."""
-        uses = [Recorded(use, saved[lo:hi], delta[lo:hi]) for use, saved, delta in self.uses]
+        uses = [
+            Recorded(use, saved[lo:hi], delta[lo:hi]) for use, saved, delta in self.uses
+        ]
         return Leaf(self.like, uses, hi - lo)
 
     def portions(self, numbers: int) -> Iterator[Leaf]:

@@ -1,11 +1,11 @@
-"""How a parameter enters an operation, and what its gradient per sample is made of.
+r"""How a parameter enters an operation, and what its gradient per sample is made of.
 
 A *use* is what is known before any number: the leaf, the part of it that is used, the
 kind of operation. With the input of the operation (``saved``) and the gradient at its
 output (``delta``), both with the samples in dimension 0, it gives the leaf's gradient
 per sample as a sum of outer products over positions ``t``,
 
-.. math:: g_i = \\sum_t L_{it} \\otimes R_{it},
+.. math:: g_i = \sum_t L_{it} \otimes R_{it},
 
 or, for biases and scales, as it is. The leaf is seen as ``(groups, m, n)``: blocks of
 ``m`` rows and ``n`` columns, in the order of its memory.
@@ -81,7 +81,9 @@ class Factored(Use):
         return left[..., rows].mT @ right
 
     def total(self, saved: Tensor, delta: Tensor) -> Tensor:
-        left, right = (x.movedim(1, 0).flatten(1, 2) for x in self.factors(saved, delta))
+        left, right = (
+            x.movedim(1, 0).flatten(1, 2) for x in self.factors(saved, delta)
+        )
         return (left.mT @ right).reshape(-1)
 
     @abstractmethod
@@ -107,8 +109,8 @@ class Product(Factored):
     columns: bool = False
 
     def blocks(self) -> Blocks:
-        shape = self.part.shape
-        return (1, *shape) if len(shape) == 2 else (1, 1, *shape)  # pyright: ignore[reportReturnType]
+        *rows, n = self.part.shape
+        return 1, math.prod(rows), n
 
     def positions(self, saved: Tensor, delta: Tensor) -> int:
         del delta
@@ -164,11 +166,15 @@ class Convolution(Factored):
         space = len(self.stride)
         b, size = rows.shape[0], rows.shape[-space:]
         # (samples, batch within a sample, groups, channels, space)
-        rows = rows.reshape(b, -1, self.groups, rows.shape[-space - 1] // self.groups, *size)
+        rows = rows.reshape(
+            b, -1, self.groups, rows.shape[-space - 1] // self.groups, *size
+        )
         image = F.pad(image, [p for pair in reversed(self.padding) for p in pair])
         for i, (s, d) in enumerate(zip(self.stride, self.dilation, strict=True)):
             k, dim = self.part.shape[2 + i], i - space - i
-            image = image.unfold(dim, (k - 1) * d + 1, s)[..., ::d].narrow(dim - 1, 0, size[i])
+            image = image.unfold(dim, (k - 1) * d + 1, s)[..., ::d].narrow(
+                dim - 1, 0, size[i]
+            )
         channels = image.shape[-2 * space - 1] // self.groups
         image = image.reshape(b, -1, self.groups, channels, *image.shape[-2 * space :])
         left = rows.movedim(3, -1).movedim(2, 1)
@@ -190,7 +196,8 @@ class Lookup(Factored):
     padding: int = -1
 
     def blocks(self) -> Blocks:
-        return (1, *self.part.shape)  # pyright: ignore[reportReturnType]
+        m, n = self.part.shape
+        return 1, m, n
 
     def positions(self, saved: Tensor, delta: Tensor) -> int:
         del delta
@@ -258,6 +265,6 @@ def _aligned(saved: Tensor, delta: Tensor) -> Tensor:
     return saved.reshape(saved.shape[0], *[1] * missing, *saved.shape[1:])
 
 
-def common_blocks(uses: Sequence[Use]) -> set[Blocks]:
+def common_blocks(uses: Sequence[Use]) -> set[Blocks | None]:
     """The views as blocks that the uses of a leaf ask for."""
-    return {blocks for use in uses if (blocks := use.blocks()) is not None}
+    return {use.blocks() for use in uses} - {None}

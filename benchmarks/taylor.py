@@ -1,0 +1,209 @@
+"""Derivatives of high order and Laplacians of a network, against nested transforms.
+
+The network is R^50 -> R with three layers of width 256 and tanh, at 64 points. Of its
+derivatives along a direction, order by order, the peers are the nestings that torch.func
+offers: ``grad`` of ``grad``, and ``jvp`` of ``jvp``. torch-jet, the other Taylor mode for
+torch, needs Python 3.12 or later and is not compared with here.
+
+The Laplacians run under ``vmap``, as those of a user's function of one point do. At
+last, what ``exact`` costs where nothing asks for it: one gradient of a network with
+layer norms.
+
+Every contender is checked for the right numbers before it is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, hessian, jvp, vmap
+
+import pureopt as po
+from benchmarks.harness import Report, Row, Timing, race, run_piece
+
+Run = Callable[[], Tensor]
+OURS = "pureopt"
+NESTED_GRAD = "nested torch.func.grad"
+NESTED_JVP = "nested torch.func.jvp"
+TRACE = "trace of torch.func.hessian"
+# How far apart two right answers may be, relative to the largest number: the layers add
+# up 256 products, and each order multiplies the error of the one before.
+CLOSE = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+
+def network(inputs: int, width: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Three layers of tanh and a sum of their outputs; maps over leading dimensions."""
+    draw = torch.Generator().manual_seed(0)
+    layers = [
+        (
+            torch.randn(n, m, generator=draw, dtype=dtype) / m**0.5,
+            torch.randn(n, generator=draw, dtype=dtype) / 10,
+        )
+        for m, n in ((inputs, width), (width, width), (width, width))
+    ]
+    last = torch.randn(width, generator=draw, dtype=dtype) / width**0.5
+
+    def f(x: Tensor) -> Tensor:
+        for weight, bias in layers:
+            x = torch.tanh(nn.functional.linear(x, weight, bias))
+        return x @ last
+
+    return f
+
+
+def points(batch: int, inputs: int, dtype: torch.dtype, seed: int = 1) -> Tensor:
+    """Where the derivatives are taken, or along what."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, inputs, generator=draw, dtype=dtype)
+
+
+def nested_grad(
+    f: Callable[[Tensor], Tensor], order: int
+) -> Callable[[Tensor], Tensor]:
+    """``grad`` of ``grad``; the lanes of ``t`` do not mix, so the sum takes them all."""
+    for _ in range(order):
+        f = grad(lambda t, f=f: f(t).sum())
+    return f
+
+
+def nested_jvp(f: Callable[[Tensor], Tensor], order: int) -> Callable[[Tensor], Tensor]:
+    """``jvp`` of ``jvp``."""
+    for _ in range(order):
+        f = lambda t, f=f: jvp(f, (t,), (torch.ones_like(t),))[1]  # noqa: E731
+    return f
+
+
+def directional(
+    f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, order: int
+) -> dict[str, Run]:
+    """The derivative of this order along ``v``, at every point."""
+
+    def line(t: Tensor) -> Tensor:
+        return f(x + t[:, None] * v)
+
+    zero = x.new_zeros(len(x))
+    ours = po.derivatives.directional_derivatives
+    return {
+        OURS: lambda: ours(f, x, v, order)[order],
+        NESTED_GRAD: lambda: nested_grad(line, order)(zero),
+        NESTED_JVP: lambda: nested_jvp(line, order)(zero),
+    }
+
+
+def laplacians(f: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Run]:
+    """The Laplacian at every point."""
+    basis = torch.eye(x.shape[1], dtype=x.dtype)
+
+    def along(second: Callable[[Tensor, Tensor], Tensor]) -> Run:
+        every = vmap(lambda x: vmap(lambda e: second(x, e))(basis).sum())
+        return lambda: every(x)
+
+    def over_reverse(x: Tensor, e: Tensor) -> Tensor:
+        return e @ jvp(grad(f), (x,), (e,))[1]
+
+    def over_forward(x: Tensor, e: Tensor) -> Tensor:
+        def first(x: Tensor) -> Tensor:
+            return jvp(f, (x,), (e,))[1]
+
+        return jvp(first, (x,), (e,))[1]
+
+    ours = vmap(po.derivatives.laplacian(f))
+    trace = vmap(lambda x: hessian(f)(x).trace())
+    return {
+        OURS: lambda: ours(x),
+        TRACE: lambda: trace(x),
+        "jvp of grad, over directions": along(over_reverse),
+        "jvp of jvp, over directions": along(over_forward),
+    }
+
+
+def gradients(width: int) -> dict[str, Run]:
+    """The gradient of a network with layer norms, with ``exact`` and without."""
+    torch.manual_seed(0)
+    block = [nn.Linear(width, width), nn.LayerNorm(width), nn.GELU()]
+    model = nn.Sequential(*block, nn.Linear(width, width), nn.LayerNorm(width))
+    apply, params, buffers = po.functionalize(model)
+    x = points(64, width, torch.float32)
+
+    def loss(params: Any) -> Tensor:
+        return apply(params, buffers, x)[0].square().sin().mean()
+
+    def flat(f: Callable[[Any], Tensor]) -> Run:
+        return lambda: torch.cat([g.flatten() for g in grad(f)(params).values()])
+
+    return {
+        "grad(exact(f))": flat(po.derivatives.exact(loss)),
+        "grad(f)": flat(loss),
+    }
+
+
+def contest(runs: dict[str, Run], dtype: torch.dtype, rounds: int) -> dict[str, Timing]:
+    """Time the runs, once they have been found to agree."""
+    answers = {name: run() for name, run in runs.items()}
+    right = next(iter(answers.values()))
+    for name, answer in answers.items():
+        error = float((answer - right).abs().amax() / right.abs().amax())
+        if not error < CLOSE[dtype]:
+            raise RuntimeError(f"{name} is off by {error:.1e}")
+    return race(runs, rounds)
+
+
+def measure(*, quick: bool = False) -> Report:
+    """The rows: milliseconds a call, the least of the rounds."""
+    inputs, width, batch = (4, 8, 3) if quick else (50, 256, 64)
+    orders = (2, 4) if quick else (2, 4, 8)
+    rows: list[Row] = []
+    details: dict[str, dict[str, Any]] = {}
+
+    def compare(
+        what: str, times: dict[str, Timing], targets: dict[str, str] | None = None
+    ) -> None:
+        ours, *peers = times
+        against = f"{what}, against {' and '.join(peers)}"
+        details[against] = {name: timing._asdict() for name, timing in times.items()}
+        rows.extend(
+            Row(
+                f"{what}, ms",
+                1e3 * times[ours].best,
+                peer,
+                1e3 * times[peer].best,
+                (targets or {}).get(peer, ""),
+                judged="speedup",
+            )
+            for peer in peers
+        )
+
+    f = network(inputs, width, torch.float64)
+    x, v = (points(batch, inputs, torch.float64, seed) for seed in (1, 2))
+    for order in orders:
+        what = f"derivative {order} along a line, float64"
+        runs = directional(f, x, v, order)
+        # One call of the last one takes seconds at order 8: it has a race of its own.
+        slow = runs.pop(NESTED_JVP)
+        rounds = 2 if quick else 40 // order
+        times = contest(runs, x.dtype, rounds)
+        compare(what, times, {NESTED_GRAD: ">= 100"} if order == 8 else None)
+        runs = {OURS: runs[OURS], NESTED_JVP: slow}
+        compare(what, contest(runs, x.dtype, 1 if order == 8 else rounds))
+
+    for dtype in (torch.float32, torch.float64):
+        f = network(inputs, width, dtype)
+        what = f"Laplacian in {inputs} dimensions, {str(dtype).removeprefix('torch.')}"
+        runs = laplacians(f, points(batch, inputs, dtype))
+        times = contest(runs, dtype, 2 if quick else 15)
+        compare(what, times, {TRACE: ">= 3"})
+
+    runs = gradients(8 if quick else 256)
+    times = contest(runs, torch.float32, 3 if quick else 100)
+    exact, plain = (1e3 * timing.best for timing in times.values())
+    what = "gradient through layer norms, grad(exact(f)), ms"
+    rows.append(Row(what, exact, "grad(f)", plain))
+    details["gradient through layer norms"] = {k: t._asdict() for k, t in times.items()}
+    return Report(rows, {"times": details})
+
+
+if __name__ == "__main__":
+    run_piece(measure, __doc__)

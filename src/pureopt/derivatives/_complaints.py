@@ -1,0 +1,181 @@
+"""Torch's complaints about a function, in words: the cause and the way out."""
+
+from __future__ import annotations
+
+import re
+
+from pureopt._errors import DerivativeError
+
+_RULE = "be a pure function that torch.func can transform"
+_FRESH = (
+    "Compute a new tensor: `x = x + y` in place of `x += y`, `torch.where` or "
+    "`torch.cat` in place of `x[i] = y`."
+)
+_KEEP = (
+    "Keep it a tensor; choose with `torch.where(condition, a, b)`, both of which must "
+    "be finite."
+)
+_COMPOSE = "Write it as a composition of torch operations."
+_REVERSE = (
+    "`vhp`, `third_order_product` and `jacobian` of few outputs use reverse mode only; "
+    "or write it as a composition of torch operations."
+)
+
+# What is said of a function that writes to its input, however it is found out.
+WRITES = (_RULE, "one that writes in place to its input", _FRESH)
+
+# What torch says, what the function is, and what to do. The first that fits counts.
+_CLUES: tuple[tuple[str, str, str], ...] = (
+    (
+        r"pureopt\.derivatives\._jets\._jet\.Jet",
+        "one that calls a transform of `torch.func` on a power series",
+        "Take that derivative from a jet of higher order, or nest `torch.func.jvp` and "
+        "`torch.func.grad` under `exact`.",
+    ),
+    (r"leaf Variable that requires grad is being used in an in-place", *WRITES[1:]),
+    (
+        r"in-place operation \(aten::(\w+?)_?(?:\.\w+)?\) that would mutate a captured",
+        "one that writes in place (`{}`) to a tensor from outside of it",
+        (
+            "Return the new value in place of storing it. The running statistics of batch "
+            "norm in train mode are stored so: put the module into eval mode, or use group "
+            "norm or layer norm."
+        ),
+    ),
+    (
+        r"Batch norm got a batched tensor",
+        (
+            "one with batch norm in train mode, where a sample's output depends on the "
+            "whole batch"
+        ),
+        "Put the module into eval mode, or use group norm or layer norm.",
+    ),
+    (
+        r"vmap: inplace arithmetic",
+        "one that writes in place a batched value to a tensor that is not batched",
+        _FRESH,
+    ),
+    (
+        r"output with shape .* doesn't match the broadcast shape",
+        "one that writes in place a value to a tensor of fewer dimensions",
+        (
+            f"{_FRESH} Under vmap the recurrent layers and cells of `torch.nn` do it "
+            "inside: write the cell with `F.linear`."
+        ),
+    ),
+    (
+        r"functions with out=|it is an out= function|doesn't work on out=",
+        "one that writes to an `out=` argument",
+        "Use the result of the call.",
+    ),
+    (
+        r"data-dependent control flow",
+        (
+            "one that branches on the value of a tensor, or reads it by `.item()` or "
+            "`float()`"
+        ),
+        _KEEP,
+    ),
+    (
+        r"calling \.item\(\) on a Tensor",
+        "one that reads the value of a tensor by `.item()` or `float()`",
+        _KEEP,
+    ),
+    (
+        r"Tensor that doesn't have storage|Can't call numpy\(\)",
+        "one that reads the values of a tensor by `.numpy()` or `.tolist()`",
+        "Write that part in torch operations: what leaves torch has no derivative.",
+    ),
+    (
+        r"called random operation while in randomness error",
+        "one that draws random numbers under vmap, such as dropout",
+        (
+            "Put the module into eval mode, or draw with `pureopt.random` from a key that "
+            "is an argument."
+        ),
+    ),
+    (
+        r"operators that can support dynamic shape",
+        "one with a result whose shape depends on values, such as `x[mask]`",
+        "Use `torch.where(mask, x, 0.0)`, which keeps the shape.",
+    ),
+    (
+        r"[Ff]orward AD with (?:aten::)?(\w+) that does not support it",
+        "one with `{}`, which has no forward-mode derivative",
+        _REVERSE,
+    ),
+    (
+        r"(jvp) function for custom autograd\.Function",
+        "one with a `torch.autograd.Function` that has no `{}`",
+        _REVERSE,
+    ),
+    (
+        r"derivative for '?(?:aten::)?(\w+)'? is not implemented",
+        "one with `{}`, whose backward formula has no derivative",
+        _COMPOSE,
+    ),
+    (
+        r"must override the (setup_context) staticmethod",
+        (
+            "one with a `torch.autograd.Function` that has no `{}`, such as reentrant "
+            "checkpointing"
+        ),
+        _COMPOSE,
+    ),
+    (
+        r"vmap over (\w+), but it does not have vmap support",
+        "one with the `torch.autograd.Function` `{}`, which has no rule for vmap",
+        "Set `generate_vmap_rule = True` in it.",
+    ),
+    (
+        r"Batching rule not implemented for aten::(\w+)",
+        "one with `{}`, which has no rule for vmap",
+        _COMPOSE,
+    ),
+    (
+        r"support saved tensor hooks",
+        "one with checkpointing or other hooks on saved tensors",
+        "Call the function without; a smaller `chunk_size` saves memory.",
+    ),
+    (
+        r"requires_grad_\(\)",
+        "one that calls `backward` or `torch.autograd`",
+        "Differentiate inside of it with `torch.func.grad`.",
+    ),
+    (
+        r"modified by an inplace operation",
+        "one that writes in place to a value that a derivative needs",
+        _FRESH,
+    ),
+    (
+        r"ZeroTensors are immutable",
+        "one with an operation that writes to a zero tangent of forward mode",
+        _REVERSE,
+    ),
+    (
+        r"Nested forward mode AD is not supported",
+        "a call after a compilation of forward mode that failed in this process",
+        "Start a fresh process, and let that function run eagerly.",
+    ),
+    (
+        r"(?:only return|return only) [Tt]ensors, got .*type <class '([\w.]+)'>",
+        "one that returns a `{}`",
+        "Return tensors, or a tree of tensors.",
+    ),
+)
+
+
+def explain(where: str, error: Exception) -> None:
+    """Raise in words, if the cause is known.
+
+    Args:
+        where: The public call, such as ``"hvp(f=...)"``.
+        error: What torch raised.
+
+    Raises:
+        DerivativeError: If torch's message is one of the table.
+    """
+    for clue, got, way_out in _CLUES:
+        if match := re.search(clue, str(error), re.DOTALL):
+            cause = got.format(*match.groups())
+            raise DerivativeError(where, _RULE, cause, way_out) from error

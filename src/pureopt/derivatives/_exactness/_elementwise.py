@@ -1,0 +1,39 @@
+"""Elementwise functions as compositions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pureopt.derivatives._exactness._numeric import Table
+
+
+def hardsigmoid(input: Tensor) -> Tensor:  # noqa: A002
+    """``F.hardsigmoid``."""
+    return (input + 3).clamp(0, 6) / 6
+
+
+def glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002
+    """``F.glu``."""
+    value, gate = input.chunk(2, dim)
+    return value * gate.sigmoid()
+
+
+def copysign(input: Tensor, other: Tensor | float) -> Tensor:  # noqa: A002
+    """``torch.copysign``: the sign is a constant factor."""
+    # Not the `sgn`, which is zero for both zeros.
+    sign = other.detach() if isinstance(other, Tensor) else other
+    return input.abs() * torch.copysign(torch.ones_like(input.detach()), sign)
+
+
+def polar(abs: Tensor, angle: Tensor) -> Tensor:  # noqa: A002
+    """``torch.polar``."""
+    return torch.complex(abs * angle.cos(), abs * angle.sin())
+
+
+ELEMENTWISE: Table = {
+    torch._C._nn.hardsigmoid: hardsigmoid,
+    torch._C._nn.glu: glu,
+    **dict.fromkeys((torch.copysign, torch.Tensor.copysign), copysign),
+    torch.polar: polar,
+}

@@ -1,0 +1,114 @@
+"""Losses as compositions, with the signatures of torch's kernels.
+
+``reduction`` is the number that ``F`` makes of the word: 0, 1 or 2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pureopt.derivatives._exactness._numeric import Table, reduced, softplus
+
+# What torch takes for the logarithm of a probability that is smaller than its exponential.
+_LEAST_LOG = -100.0
+
+
+def mse_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:  # noqa: A002
+    """``F.mse_loss``."""
+    gap = input - target
+    return reduced(gap * gap, reduction)
+
+
+def huber_loss(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    reduction: int = 1,
+    delta: float = 1.0,
+) -> Tensor:
+    """``F.huber_loss``."""
+    gap = input - target
+    size = gap.abs()
+    loss = torch.where(size <= delta, 0.5 * gap * gap, delta * (size - 0.5 * delta))
+    return reduced(loss, reduction)
+
+
+def soft_margin_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:  # noqa: A002
+    """``F.soft_margin_loss``."""
+    return reduced(softplus(-target * input), reduction)
+
+
+def binary_cross_entropy(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+) -> Tensor:
+    """``F.binary_cross_entropy``: constant where torch bounds the logarithm."""
+    loss = (target - 1) * _log(1 - input) - target * _log(input)
+    return reduced(loss if weight is None else loss * weight, reduction)
+
+
+def _log(x: Tensor) -> Tensor:
+    inside = x > math.exp(_LEAST_LOG)
+    return torch.where(inside, torch.where(inside, x, 1.0).log(), _LEAST_LOG)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: int = 1,
+) -> Tensor:
+    """``F.binary_cross_entropy_with_logits``."""
+    yes = target if pos_weight is None else target * pos_weight
+    loss = yes * softplus(-input) + (1 - target) * softplus(input)
+    return reduced(loss if weight is None else loss * weight, reduction)
+
+
+def multi_margin_loss(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    p: float = 1,
+    margin: float = 1,
+    weight: Tensor | None = None,
+    reduction: int = 1,
+) -> Tensor:
+    """``F.multi_margin_loss``."""
+    x = input.reshape(*target.shape, -1)
+    classes = torch.arange(x.shape[-1], device=x.device)
+    right = classes == target.unsqueeze(-1)
+    score = torch.where(right, x, 0.0).sum(-1, keepdim=True)
+    excess = torch.where(right, 0.0, (margin - score + x).clamp_min(0))
+    loss = excess if p == 1 else excess * excess
+    if weight is not None:
+        loss = loss * torch.where(right, weight, 0.0).sum(-1, keepdim=True)
+    return reduced(loss.sum(-1) / x.shape[-1], reduction)
+
+
+def multilabel_margin_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:  # noqa: A002
+    """``F.multilabel_margin_loss``: labels count up to the first ``-1``."""
+    if not input.dim():
+        return multilabel_margin_loss(input.unsqueeze(0), target.unsqueeze(0), reduction)
+    classes = torch.arange(input.shape[-1], device=input.device)
+    listed = (target >= 0).long().cumprod(-1).bool()
+    is_label = (target.unsqueeze(-1) == classes) & listed.unsqueeze(-1)
+    score = torch.where(is_label, input.unsqueeze(-2), 0.0).sum(-1, keepdim=True)
+    counts = listed.unsqueeze(-1) & ~is_label.any(-2, keepdim=True)
+    excess = (1 - score + input.unsqueeze(-2)).clamp_min(0)
+    loss = torch.where(counts, excess, 0.0).sum((-2, -1)) / input.shape[-1]
+    return reduced(loss, reduction)
+
+
+LOSSES: Table = {
+    torch._C._nn.mse_loss: mse_loss,
+    torch._C._nn.huber_loss: huber_loss,
+    torch._C._nn.soft_margin_loss: soft_margin_loss,
+    torch._C._nn.binary_cross_entropy: binary_cross_entropy,
+    torch.binary_cross_entropy_with_logits: binary_cross_entropy_with_logits,
+    torch._C._nn.multi_margin_loss: multi_margin_loss,
+    torch._C._nn.multilabel_margin_loss: multilabel_margin_loss,
+}

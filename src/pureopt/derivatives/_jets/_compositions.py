@@ -1,0 +1,63 @@
+"""Rules that are written elsewhere: the compositions of ``exact`` and torch's own Python.
+
+They are taken where there is no rule that is made for series, hence this module comes
+after the others.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from pureopt.derivatives._exactness._scope import REPLACEMENTS
+from pureopt.derivatives._jets._jet import METHODS, RULES
+
+
+def _asks_nobody(*args: Any) -> bool:
+    del args
+    return False
+
+
+def _bodies(module: types.ModuleType) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The functions of a module that let arguments stand in for tensors, as they run on one.
+
+    The same code, in a namespace where no argument is asked whether it stands in: what it
+    calls in turn meets the jet.
+    """
+    names = {k: v for k, v in vars(module).items() if k != "__name__"}
+    names |= {k: _asks_nobody for k in names if k.startswith("has_torch_function")}
+    return {
+        function: _body(function, names)
+        for function in vars(module).values()
+        if isinstance(function, types.FunctionType)
+        and any(k.startswith("has_torch_function") for k in function.__code__.co_names)
+    }
+
+
+def _body(function: types.FunctionType, names: dict[str, Any]) -> Callable[..., Any]:
+    body = types.FunctionType(
+        function.__code__,
+        names,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body
+
+
+for _op, _rule in {**_bodies(F), **_bodies(torch.functional), **REPLACEMENTS}.items():
+    RULES.setdefault(_op, _rule)
+RULES.setdefault(torch.Tensor.norm, RULES[torch.norm])
+RULES.setdefault(torch.Tensor.split, RULES[torch.split])
+
+_METHODS = [
+    getattr(torch.Tensor, name)
+    for name, method in vars(torch.Tensor).items()
+    if isinstance(method, types.FunctionType)
+]
+METHODS += [(method, RULES[method]) for method in _METHODS if method in RULES]

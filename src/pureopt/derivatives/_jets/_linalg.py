@@ -1,0 +1,276 @@
+"""Rules of linear algebra: factorizations and systems, each order from those below it.
+
+Every order costs products with matrices and one solution with the factors of the value.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pureopt._errors import DerivativeError, told
+from pureopt.derivatives._jets._algebra import (
+    bilinear_term,
+    has_lanes,
+    lift,
+    like,
+    linear,
+    plus,
+    scaled,
+    series,
+    spread,
+)
+from pureopt.derivatives._jets._arithmetic import belongs
+from pureopt.derivatives._jets._jet import Coefficient, Jet
+from pureopt.derivatives._jets._register import rule
+from pureopt.derivatives._jets._shapes import value_of
+
+
+class CholeskyFactor(NamedTuple):
+    """As ``torch.linalg.cholesky_ex`` returns it."""
+
+    L: Any
+    info: Tensor
+
+
+class LuFactor(NamedTuple):
+    """As ``torch.linalg.lu_factor`` returns it."""
+
+    LU: Any
+    pivots: Tensor
+
+
+class LuFactorEx(NamedTuple):
+    """As ``torch.linalg.lu_factor_ex`` returns it."""
+
+    LU: Any
+    pivots: Tensor
+    info: Tensor
+
+
+def _convolved(a: Jet, b: Jet, k: int, start: int, stop: int) -> Coefficient:
+    r""":math:`\sum_j a_j b_{k-j}` of matrices, over ``start <= j <= stop``."""
+    total: Coefficient = None
+    for j in range(start, stop + 1):
+        total = plus(total, bilinear_term(torch.matmul, a, b, j, k - j))
+    return total
+
+
+def _solved(a: Jet, b: Jet, back: Callable[[Tensor], Tensor]) -> Jet:
+    r"""``a @ x == b``: :math:`x_k = a_0^{-1} (b_k - \sum_{j=1}^k a_j x_{k-j})`."""
+    x = like(a, back(b.value), [])
+    for k in range(1, a.order + 1):
+        rest = _convolved(a, x, k, 1, k)
+        top = plus(series(b)[k], scaled(rest, -1))
+        x = like(a, x.value, [*x.coefficients, None if top is None else back(top)])
+    return x
+
+
+def _batched(a: Jet, b: Jet) -> Jet:
+    """``b`` with the batch dimensions of the solution."""
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return spread(b, (*batch, *b.shape[-2:]))
+
+
+@rule("linalg.solve")
+def solve(A: Any, B: Any, *, left: bool = True) -> Any:
+    first = belongs(A, B)
+    a, b = lift(first, A), lift(first, B)
+    if b.ndim == 1 or (a.ndim - 1 == b.ndim and b.shape == a.shape[:-1]):
+        return solve(a, b.unsqueeze(-1)).squeeze(-1)
+    if not left:
+        return solve(a.mT, b.mT).mT
+    factors = torch.linalg.lu_factor(a.value)
+    return _solved(a, _batched(a, b), lambda c: torch.linalg.lu_solve(*factors, c))
+
+
+@rule("linalg.inv", "inverse")
+def inv(A: Jet) -> Jet:
+    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    return solve(A, eye.expand(A.shape))
+
+
+@rule("linalg.solve_triangular")
+def solve_triangular(
+    A: Any,
+    B: Any,
+    *,
+    upper: bool,
+    left: bool = True,
+    unitriangular: bool = False,
+) -> Any:
+    first = belongs(A, B)
+    a, b = lift(first, A), lift(first, B)
+    if not left:
+        flags = {"upper": not upper, "unitriangular": unitriangular}
+        return solve_triangular(a.mT, b.mT, **flags).mT
+    edge = 1 if unitriangular else 0
+    used = torch.triu(a, edge) if upper else torch.tril(a, -edge)
+
+    def back(c: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(
+            a.value, c, upper=upper, unitriangular=unitriangular
+        )
+
+    return _solved(used, _batched(a, b), back)
+
+
+@rule("linalg.cholesky_ex")
+def cholesky_ex(
+    A: Jet, *, upper: bool = False, check_errors: bool = False
+) -> CholeskyFactor:
+    r""":math:`L_k = L_0 \Phi(L_0^{-1} (A_k - \sum_{0<j<k} L_j L_{k-j}^T) L_0^{-T})`.
+
+    :math:`\Phi` is the lower triangle with half of the diagonal.
+
+    References:
+        Murray (2016), "Differentiation of the Cholesky decomposition", equation 8, for
+        the first order.
+    """
+    value, info = torch.linalg.cholesky_ex(A.value, check_errors=check_errors)
+    a, L = linear(lambda c: (c + c.mT) / 2, A), like(A, value, [])
+    for k in range(1, A.order + 1):
+        rest = _convolved(L, linear(lambda c: c.mT, L), k, 1, k - 1)
+        top = plus(series(a)[k], scaled(rest, -1))
+        new = None if top is None else torch.matmul(value, _lower_half(value, top))
+        L = like(A, value, [*L.coefficients, new])
+    return CholeskyFactor(L.mT if upper else L, info)
+
+
+def _lower_half(L: Tensor, R: Tensor) -> Tensor:
+    half = torch.linalg.solve_triangular(L, R, upper=False)
+    both = torch.linalg.solve_triangular(L, half.mT, upper=False)
+    diagonal = torch.diagonal(both, dim1=-2, dim2=-1)
+    return both.tril() - torch.diag_embed(diagonal) / 2
+
+
+@rule("cholesky")
+def cholesky(A: Jet, upper: bool = False) -> Jet:
+    return cholesky_ex(A, upper=upper, check_errors=True).L
+
+
+@rule("linalg.lu_factor_ex")
+def lu_factor_ex(
+    A: Jet, *, pivot: bool = True, check_errors: bool = False
+) -> LuFactorEx:
+    r""":math:`L_k + U_k` from :math:`M = L_0^{-1} (P^T A_k - \sum_{0<j<k} L_j U_{k-j}) U_0^{-1}`.
+
+    Its lower triangle without the diagonal is :math:`L_0^{-1} L_k`, its upper one
+    :math:`U_k U_0^{-1}`. The rows that are exchanged are those of the value.
+    """
+    if A.shape[-1] != A.shape[-2]:
+        where = "jet(f=...)"
+        raise DerivativeError(where, "factor square matrices", told(A.value))
+    packed, pivots, info = torch.linalg.lu_factor_ex(
+        A.value, pivot=pivot, check_errors=check_errors
+    )
+    P, L0, U0 = torch.lu_unpack(packed, pivots)
+    a, L, U = linear(lambda c: P.mT @ c, A), like(A, L0, []), like(A, U0, [])
+    for k in range(1, A.order + 1):
+        top = plus(series(a)[k], scaled(_convolved(L, U, k, 1, k - 1), -1))
+        below = above = None
+        if top is not None:
+            right = torch.linalg.solve_triangular(U0, top, upper=True, left=False)
+            M = torch.linalg.solve_triangular(
+                L0, right, upper=False, unitriangular=True
+            )
+            below, above = L0 @ M.tril(-1), M.triu() @ U0
+        L = like(A, L0, [*L.coefficients, below])
+        U = like(A, U0, [*U.coefficients, above])
+    both = [plus(x, y) for x, y in zip(L.coefficients, U.coefficients, strict=True)]
+    return LuFactorEx(like(A, packed, both), pivots, info)
+
+
+@rule("lu_factor")
+def lu_factor(A: Jet, *, pivot: bool = True) -> LuFactor:
+    return LuFactor(*lu_factor_ex(A, pivot=pivot, check_errors=True)[:2])
+
+
+@rule("linalg.lu_solve")
+def lu_solve(
+    LU: Any, pivots: Tensor, B: Any, *, left: bool = True, adjoint: bool = False
+) -> Any:
+    if not left:
+        return lu_solve(LU, pivots, B.mT, adjoint=not adjoint).mT
+    first = belongs(LU, B)
+    a, b = lift(first, LU), lift(first, B)
+    # Without the data no more is done than to read the exchanges as a matrix.
+    P = torch.lu_unpack(value_of(LU), pivots, unpack_data=False)[0].to(a.dtype)
+    lower, upper = torch.tril(a), torch.triu(a)
+    if adjoint:
+        half = solve_triangular(upper.mT, b, upper=False)
+        return torch.matmul(
+            P, solve_triangular(lower.mT, half, upper=True, unitriangular=True)
+        )
+    half = solve_triangular(lower, torch.matmul(P.mT, b), upper=False, unitriangular=True)
+    return solve_triangular(upper, half, upper=True)
+
+
+@rule("matrix_power")
+def matrix_power(A: Jet, n: int) -> Jet:
+    if n < 0:
+        return matrix_power(inv(A), -n)
+    if n == 0:
+        eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+        return lift(A, eye.expand(A.shape).clone())
+    if n == 1:
+        return A
+    half = matrix_power(A, n // 2)
+    even = torch.matmul(half, half)
+    return torch.matmul(even, A) if n % 2 else even
+
+
+@rule("linalg.multi_dot", "chain_matmul")
+def multi_dot(tensors: Any, *more: Any) -> Any:
+    factors = (tensors, *more) if more else tensors
+    return functools.reduce(torch.matmul, factors)
+
+
+@rule("matrix_exp")
+def matrix_exp(A: Jet) -> Jet:
+    r"""The first block row of the exponential of the block Toeplitz matrix of the series.
+
+    References:
+        Higham (2008), "Functions of Matrices", theorem 3.6, for the first order.
+    """
+    u = series(A)
+    last = A.order if A.summed is None else min(A.order, A.summed - 1)
+    value = torch.matrix_exp(A.value)
+    if all(c is None for c in u[1:]):
+        return like(A, value, u[1:])
+    rows = _exponential_of(u[: last + 1], A, last)
+    coefficients: list[Coefficient] = rows[1:]
+    if last < A.order:
+        # The coefficient that is a sum enters linearly; the others for each direction.
+        total = _exponential_of([*u[: last + 1], None], A, last + 1)[-1]
+        top = None if u[-1] is None else _exponential_of([u[0], u[-1]], A, 0)[-1]
+        some = any(c is not None for c in u[1:-1])
+        coefficients.append(plus(total.sum(0) if some else None, top))
+    return like(A, value, coefficients)
+
+
+def _exponential_of(u: Sequence[Coefficient], A: Jet, laned: int) -> list[Tensor]:
+    """The series of the exponential; coefficients 1 to ``laned`` may have directions."""
+    lanes = [
+        c.shape[0]
+        for k, c in enumerate(u)
+        if c is not None and 0 < k <= laned and has_lanes(A, k)
+    ]
+    shape = (*lanes[:1], *A.shape)
+    zero = A.value.new_zeros(shape)
+    filled = [zero if c is None else c.expand(shape) for c in u]
+    K, n = len(u), A.shape[-1]
+    rows = [torch.cat([zero] * i + filled[: K - i], -1) for i in range(K)]
+    first = torch.matrix_exp(torch.cat(rows, -2))[..., :n, :]
+    return list(first.split(n, -1))
+
+
+@rule("linalg.lu")
+def lu(A: Jet, *, pivot: bool = True) -> tuple[Tensor, Jet, Jet]:
+    LU, pivots, _ = lu_factor_ex(A, pivot=pivot)
+    P, L, _ = torch.lu_unpack(value_of(LU), pivots)
+    return P, like(A, L, torch.tril(LU, -1).coefficients), torch.triu(LU)

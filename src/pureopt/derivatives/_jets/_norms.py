@@ -1,0 +1,85 @@
+"""Rules of norms that are made of pieces; the others are compositions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from pureopt._errors import DerivativeError
+from pureopt.derivatives._exactness import _products, _vector_norms
+from pureopt.derivatives._jets._jet import Jet, missing
+from pureopt.derivatives._jets._register import rule
+
+Dims = int | Sequence[int] | None
+
+
+def _without(op: Callable[..., Any], option: str) -> DerivativeError:
+    where, words, got, hint = missing(op).args
+    return DerivativeError(where, words, f"{got} with `{option}`", hint)
+
+
+@rule("linalg.vector_norm")
+def vector_norm(
+    x: Jet,
+    ord: float = 2,  # noqa: A002
+    dim: Dims = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Jet:
+    """The derivatives are those of the elements that count, and shared by equal ones."""
+    x = x if dtype is None else x.to(dtype)
+    dims = tuple(range(x.ndim)) if dim is None else dim
+    if ord == 1:
+        return torch.abs(x).sum(dims, keepdim=keepdim)
+    if ord == torch.inf:
+        return torch.amax(torch.abs(x), dims, keepdim)
+    if ord == -torch.inf:
+        return torch.amin(torch.abs(x), dims, keepdim)
+    if ord == 0:
+        return torch.sign(torch.abs(x)).sum(dims, keepdim=keepdim)
+    return _vector_norms.vector_norm(x, ord, dim, keepdim)  # pyright: ignore[reportArgumentType,reportReturnType]
+
+
+@rule("linalg.matrix_norm")
+def matrix_norm(
+    A: Jet,
+    ord: float | str = "fro",  # noqa: A002
+    dim: Sequence[int] = (-2, -1),
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """The Frobenius norm, and the largest or smallest sum over rows or columns."""
+    if ord == "fro":
+        return vector_norm(A, 2, dim, keepdim, dtype=dtype)
+    x = torch.abs(A if dtype is None else A.to(dtype))
+    if ord not in {1, -1, torch.inf, -torch.inf}:
+        raise _without(torch.linalg.matrix_norm, f"ord={ord}")
+    rows, columns = (d % x.ndim for d in dim)
+    along, over = (rows, columns) if abs(float(ord)) == 1 else (columns, rows)
+    choose = torch.amax if float(ord) > 0 else torch.amin
+    y = choose(x.sum(along, keepdim=True), over, True)
+    return y if keepdim else y.squeeze(dim)
+
+
+@rule("scatter_reduce")
+def scatter_reduce(
+    input: Any,  # noqa: A002
+    dim: int,
+    index: Any,
+    src: Any,
+    reduce: str,
+    *,
+    include_self: bool = True,
+) -> Any:
+    """Sums and products."""
+    if reduce == "prod":
+        return _products.scatter_reduce(
+            input, dim, index, src, reduce, include_self=include_self
+        )
+    if reduce != "sum" or not include_self:
+        raise _without(torch.scatter_reduce, f"reduce={reduce!r}, {include_self=}")
+    return torch.scatter_add(input, dim, index, src)

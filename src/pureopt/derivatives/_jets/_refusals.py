@@ -1,0 +1,79 @@
+"""What no rule can do: write in place, draw random numbers, differentiate inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from pureopt._errors import DerivativeError
+from pureopt.derivatives._jets._jet import RULES, Jet
+from pureopt.derivatives._jets._register import spellings
+
+_FRESH = (
+    "Compute a new tensor: `x = x + y` in place of `x.add_(y)`, `torch.where` or "
+    "`torch.cat` in place of `x[i] = y`."
+)
+
+
+def _refusing(rule: str, got: str, hint: str) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        del args, kwargs
+        raise DerivativeError("jet(f=...)", rule, got, hint)
+
+    return refuse
+
+
+def _dropping(name: str) -> Callable[..., Any]:
+    """The identity, unless something is dropped."""
+    refuse = _refusing(
+        "be the same function at each call",
+        f"`{name}` in train mode, which draws random numbers",
+        "Put the module into eval mode, or multiply by a mask that is an argument.",
+    )
+
+    def drop(
+        input: Jet,  # noqa: A002
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+        **kwargs: Any,
+    ) -> Jet:
+        del inplace
+        return refuse() if p and kwargs.get("train", training) else input
+
+    return drop
+
+
+for _home in (torch.Tensor, torch, F):
+    for _name in dir(_home):
+        if _name.endswith("_") and not _name.startswith("_"):
+            RULES.setdefault(
+                getattr(_home, _name),
+                _refusing("not write in place", f"`{_name}`", _FRESH),
+            )
+
+for _name in (
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
+    "feature_alpha_dropout",
+):  # fmt: skip
+    for _op in spellings(_name):
+        RULES[_op] = _dropping(_name)
+
+for _name in ("bernoulli", "multinomial", "poisson", "normal"):
+    for _op in spellings(_name):
+        RULES[_op] = _refusing(
+            "be the same function at each call",
+            f"`{_name}`, which draws random numbers",
+            "Draw with `pureopt.random` from a key that is an argument.",
+        )
+
+for _op in (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward):
+    RULES[_op] = _refusing(
+        "not differentiate its arguments",
+        "a call of `torch.autograd`",
+        "Take that derivative from a jet of higher order, or nest `torch.func.jvp` and "
+        "`torch.func.grad` under `exact`.",
+    )

@@ -1,0 +1,494 @@
+"""Functions of one number through each operation, in torch and in mpmath.
+
+The argument of an operation moves along ``a + b t + c t^2``; what is differentiated is a
+weighted sum of its elements.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mpmath as mp
+import torch
+from torch.func import grad, jvp
+from torch.nn import functional as F
+
+DIGITS = 40
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation.
+
+    Attributes:
+        name: As in the support matrix.
+        shape: Of the argument.
+        op: From the argument to a tensor.
+        oracle: From nested lists of mpmath's numbers to a flat list of them.
+        start: The argument at ``t = 0``, flat; drawn where it is ``None``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    op: Callable[[torch.Tensor], torch.Tensor]
+    oracle: Callable[[Any], list[Any]]
+    start: tuple[float, ...] | None = None
+
+    def path(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``a, b, c``: decimal fractions from a fixed seed."""
+        draw = random.Random(7)  # noqa: S311 - test data
+        n = torch.Size(self.shape).numel()
+        a, b, c = ([draw.randint(-150, 150) / 100 for _ in range(n)] for _ in range(3))
+        if self.start is not None:
+            a = list(self.start)
+        return tuple(
+            torch.tensor(v, dtype=torch.float64).reshape(self.shape) for v in (a, b, c)
+        )
+
+    def torch(self, transform=lambda f: f):
+        """The function of ``t`` in torch, its operation under ``transform``."""
+        a, b, c = self.path()
+        op = transform(self.op)
+
+        def f(t):
+            y = op(a + b * t + c * (t * t)).reshape(-1)
+            return (y * weights(y.shape[0])).sum()
+
+        return f
+
+    def truth(self, order: int = 4) -> list[float]:
+        """The derivatives of orders 0 to ``order`` at 0."""
+        a, b, c = (v.tolist() for v in self.path())
+        with mp.workdps(DIGITS):
+
+            def f(t):
+                y = self.oracle(walk(lambda p, q, r: mp.mpf(p) + q * t + r * t * t, a, b, c))
+                return mp.fsum(w * v for w, v in zip(weights(len(y)).tolist(), y, strict=True))
+
+            return [float(v * mp.factorial(k)) for k, v in enumerate(mp.taylor(f, 0, order))]
+
+
+def weights(n: int) -> torch.Tensor:
+    return torch.arange(1, n + 1, dtype=torch.float64).cos() + 2
+
+
+def walk(f, *trees):
+    """``f`` number by number over nested lists."""
+    if isinstance(trees[0], list):
+        return [walk(f, *parts) for parts in zip(*trees, strict=True)]
+    return f(*trees)
+
+
+def flat(tree) -> list[Any]:
+    return [x for part in tree for x in flat(part)] if isinstance(tree, list) else [tree]
+
+
+def words(order: int) -> list[str]:
+    """The nestings, innermost first: R for ``grad``, F for ``jvp``."""
+    return ["".join(word) for word in itertools.product("RF", repeat=order)]
+
+
+def differentiated(f, word: str):
+    for mode in word:
+        f = grad(f) if mode == "R" else tangent(f)
+    return f
+
+
+def tangent(f):
+    return lambda t: jvp(f, (t,), (torch.ones_like(t),))[1]
+
+
+# The oracles, from the definitions.
+
+
+def standardized(x, eps=mp.mpf("1e-5")):
+    mean = mp.fsum(x) / len(x)
+    variance = mp.fsum((v - mean) ** 2 for v in x) / len(x)
+    return [(v - mean) / mp.sqrt(variance + eps) for v in x]
+
+
+def transposed(m):
+    return [list(row) for row in zip(*m, strict=True)]
+
+
+def inverse(m) -> mp.matrix:
+    return mp.inverse(mp.matrix(m))
+
+
+def rows(m: mp.matrix):
+    return m.tolist()
+
+
+def solved(x):
+    return flat(rows(inverse(x) * mp.matrix([1, 2, 3])))
+
+
+def p_norm(x, p=2):
+    return mp.fsum(abs(v) ** p for v in x) ** (mp.mpf(1) / p)
+
+
+def minus(x, y):
+    return [a - b for a, b in zip(x, y, strict=True)]
+
+
+def lower(x):
+    return [[v if j <= i else 0 for j, v in enumerate(row)] for i, row in enumerate(x)]
+
+
+def gram_inverse(x) -> mp.matrix:
+    """The inverse of ``L L^T``."""
+    triangle = mp.matrix(lower(x))
+    return mp.inverse(triangle * triangle.T)
+
+
+def reflections(x, tau):
+    """The product of ``I - tau v v^T``, whose vectors stand below a diagonal of ones."""
+    n = len(x)
+    q = mp.eye(n)
+    for i, scale in enumerate(tau):
+        v = mp.matrix([0] * i + [1] + [x[j][i] for j in range(i + 1, n)])
+        q = q * (mp.eye(n) - scale * v * v.T)
+    return q
+
+
+def products(x):
+    return [mp.fprod(x[: i + 1]) for i in range(len(x))]
+
+
+def log_sum_exp(x):
+    return mp.log(mp.fsum(mp.exp(v) for v in x))
+
+
+def cosine(x, y):
+    return mp.fdot(x, y) / p_norm(x) / p_norm(y)
+
+
+def sigmoid(x):
+    return 1 / (1 + mp.exp(-x))
+
+
+def huber(x):
+    return x * x / 2 if abs(x) <= 1 else abs(x) - mp.mpf(1) / 2
+
+
+def attention(x, *, causal=False):
+    scale = 1 / mp.sqrt(len(x[0]))
+    out = []
+    for i, query in enumerate(x):
+        keys = x[: i + 1] if causal else x
+        e = [mp.exp(scale * mp.fdot(query, key)) for key in keys]
+        total = mp.fsum(e)
+        columns = transposed(keys)
+        out += [mp.fdot(e, column) / total for column in columns]
+    return out
+
+
+def margins(x, labels):
+    """One sample against each of its labels."""
+    others = [k for k in range(len(x)) if k not in labels]
+    return mp.fsum(max(0, 1 - x[j] + x[k]) for j in labels for k in others) / len(x)
+
+
+TARGET = torch.tensor([0.3, -1.2, 0.8, 2.5])
+LONG = (-30.0, 0.5, 40.0)  # a wide range: the first prefixes are tiny beside the last
+WELL = (3.0, 0.4, -0.6, 0.2, 2.5, 0.7, -0.3, 0.9, 4.0)  # a well-conditioned matrix
+RANK_ONE = (1.0, 2.0, 3.0, 2.0, 4.0, 6.0, -1.0, -2.0, -3.0)
+
+
+def targets() -> list[float]:
+    return TARGET.double().tolist()
+
+
+def double(x: torch.Tensor) -> torch.Tensor:
+    return x.double()
+
+
+def attend(x, **options):
+    x = x.reshape(1, 1, *x.shape)
+    return F.scaled_dot_product_attention(x, x, x, **options)
+
+
+CASES = [
+    Case(
+        "layer_norm",
+        (2, 3),
+        lambda x: F.layer_norm(x, (3,)),
+        lambda x: flat([standardized(row) for row in x]),
+    ),
+    Case(
+        "batch_norm, train",
+        (3, 2),
+        lambda x: F.batch_norm(x, None, None, training=True),
+        lambda x: flat(transposed([standardized(row) for row in transposed(x)])),
+    ),
+    Case(
+        "instance_norm",
+        (2, 3),
+        lambda x: F.instance_norm(x.unsqueeze(0)),
+        lambda x: flat([standardized(row) for row in x]),
+    ),
+    Case("linalg.det", (3, 3), torch.linalg.det, lambda x: [mp.det(mp.matrix(x))], WELL),
+    Case(
+        "linalg.det, rank 1",
+        (3, 3),
+        torch.linalg.det,
+        lambda x: [x[0][0] * minor(x, 0) - x[0][1] * minor(x, 1) + x[0][2] * minor(x, 2)],
+        RANK_ONE,
+    ),
+    Case(
+        "linalg.slogdet",
+        (3, 3),
+        lambda x: torch.linalg.slogdet(x)[1],
+        lambda x: [mp.log(abs(mp.det(mp.matrix(x))))],
+        WELL,
+    ),
+    Case(
+        "logdet",
+        (3, 3),
+        torch.logdet,
+        lambda x: [mp.log(mp.det(mp.matrix(x)))],
+        WELL,
+    ),
+    Case(
+        "linalg.solve",
+        (3, 3),
+        lambda x: torch.linalg.solve(x, x.new_tensor([1, 2, 3])),
+        solved,
+        WELL,
+    ),
+    Case(
+        "linalg.solve_ex",
+        (3, 3),
+        lambda x: torch.linalg.solve_ex(x, x.new_tensor([1, 2, 3]))[0],
+        solved,
+        WELL,
+    ),
+    Case(
+        "linalg.tensorsolve",
+        (3, 3),
+        lambda x: torch.linalg.tensorsolve(x, x.new_tensor([1, 2, 3])),
+        solved,
+        WELL,
+    ),
+    Case(
+        "linalg.householder_product",
+        (3, 3),
+        lambda x: torch.linalg.householder_product(x[:, :2], x[:2, 2]),
+        lambda x: flat([row[:2] for row in rows(reflections(x, [x[0][2], x[1][2]]))]),
+    ),
+    Case(
+        "ormqr",
+        (3, 3),
+        lambda x: torch.ormqr(x[:, :2], x[:2, 2], x),
+        lambda x: flat(rows(reflections(x, [x[0][2], x[1][2]]) * mp.matrix(x))),
+    ),
+    Case(
+        "cholesky_solve",
+        (3, 3),
+        lambda x: torch.cholesky_solve(x[:, :1], x),
+        lambda x: flat(rows(gram_inverse(x) * mp.matrix([row[0] for row in x]))),
+        WELL,
+    ),
+    Case(
+        "cholesky_inverse",
+        (3, 3),
+        torch.cholesky_inverse,
+        lambda x: flat(rows(gram_inverse(x))),
+        WELL,
+    ),
+    Case(
+        "triangular_solve",
+        (3, 3),
+        lambda x: torch.triangular_solve(x[:, :1], x, upper=False)[0],
+        lambda x: flat(rows(inverse(lower(x)) * mp.matrix([row[0] for row in x]))),
+        WELL,
+    ),
+    Case("prod at zeros", (3,), torch.prod, lambda x: [mp.fprod(x)], (0.0, 2.0, 0.0)),
+    Case("cumprod at zeros", (3,), lambda x: x.cumprod(0), products, (0.0, 2.0, 0.0)),
+    Case(
+        "logcumsumexp, wide range",
+        (3,),
+        lambda x: x.logcumsumexp(0),
+        lambda x: [log_sum_exp(x[: i + 1]) for i in range(len(x))],
+        LONG,
+    ),
+    Case(
+        "logaddexp beside -inf",
+        (2,),
+        lambda x: torch.logaddexp(torch.cat([x, x.new_full((1,), -torch.inf)]), x[:1])[:2],
+        lambda x: [x[0] + mp.log(2), log_sum_exp(x)],
+    ),
+    Case(
+        "scatter_reduce, prod at zeros",
+        (4,),
+        lambda x: torch.scatter_reduce(
+            x[:2], 0, torch.tensor([0, 0, 1, 0]), x, "prod", include_self=False
+        ),
+        lambda x: [x[0] * x[1] * x[3], x[2]],
+        (0.0, 2.0, 1.0, 0.0),
+    ),
+    Case(
+        "index_reduce, prod",
+        (4,),
+        lambda x: torch.index_reduce(x[:2], 0, torch.tensor([0, 0, 1, 0]), x, "prod"),
+        lambda x: [x[0] ** 2 * x[1] * x[3], x[1] * x[2]],
+    ),
+    Case("vector_norm", (3,), torch.linalg.vector_norm, lambda x: [p_norm(x)]),
+    Case(
+        "vector_norm, p = 3",
+        (3,),
+        lambda x: torch.linalg.vector_norm(x, 3),
+        lambda x: [p_norm(x, 3)],
+    ),
+    Case(
+        "vector_norm squared at zero",
+        (3,),
+        lambda x: torch.linalg.vector_norm(x) ** 2,
+        lambda x: [mp.fdot(x, x)],
+        (0.0, 0.0, 0.0),
+    ),
+    Case(
+        "std",
+        (4,),
+        torch.std,
+        lambda x: [mp.sqrt(mp.fsum((v - mp.fsum(x) / 4) ** 2 for v in x) / 3)],
+    ),
+    Case(
+        "normalize",
+        (2, 3),
+        F.normalize,
+        lambda x: flat([[v / p_norm(row) for v in row] for row in x]),
+    ),
+    Case(
+        "cosine_similarity",
+        (2, 3),
+        lambda x: F.cosine_similarity(x[0], x[1], dim=0),
+        lambda x: [cosine(*x)],
+    ),
+    Case(
+        "cdist",
+        (3, 2),
+        lambda x: torch.cdist(x[:2], x[2:]),
+        lambda x: [p_norm(minus(x[0], x[2])), p_norm(minus(x[1], x[2]))],
+    ),
+    Case(
+        "pdist",
+        (3, 2),
+        F.pdist,
+        lambda x: [p_norm(minus(x[i], x[j])) for i, j in ((0, 1), (0, 2), (1, 2))],
+    ),
+    Case(
+        "dist",
+        (2, 3),
+        lambda x: torch.dist(x[0], x[1]),
+        lambda x: [p_norm(minus(*x))],
+    ),
+    Case(
+        "pairwise_distance",
+        (2, 3),
+        lambda x: F.pairwise_distance(x[0], x[1], eps=0.0),
+        lambda x: [p_norm(minus(*x))],
+    ),
+    Case(
+        "renorm",
+        (2, 3),
+        lambda x: x.renorm(2, 0, 0.5),
+        lambda x: flat(
+            [[v / (p_norm(row) + mp.mpf("1e-7")) / 2 for v in row] for row in x]
+        ),
+    ),
+    Case(
+        "triplet_margin_loss",
+        (3, 2),
+        lambda x: F.triplet_margin_loss(x[0], x[1], x[2], margin=9.0, eps=0.0),
+        lambda x: [9 + p_norm(minus(x[0], x[1])) - p_norm(minus(x[0], x[2]))],
+    ),
+    Case(
+        "mse_loss",
+        (4,),
+        lambda x: F.mse_loss(x.sin(), double(TARGET)),
+        lambda x: [
+            mp.fsum((mp.sin(v) - y) ** 2 for v, y in zip(x, targets(), strict=True)) / 4
+        ],
+    ),
+    Case(
+        "huber_loss",
+        (4,),
+        lambda x: F.huber_loss(x, double(TARGET)),
+        lambda x: [mp.fsum(map(huber, minus(x, targets()))) / 4],
+    ),
+    Case(
+        "soft_margin_loss",
+        (4,),
+        lambda x: F.soft_margin_loss(x, double(TARGET)),
+        lambda x: [
+            mp.fsum(mp.log1p(mp.exp(-v * y)) for v, y in zip(x, targets(), strict=True)) / 4
+        ],
+    ),
+    Case(
+        "binary_cross_entropy",
+        (4,),
+        lambda x: F.binary_cross_entropy(x.sigmoid(), double(TARGET).sigmoid()),
+        lambda x: [cross_entropy(x)],
+    ),
+    Case(
+        "multi_margin_loss",
+        (4,),
+        lambda x: F.multi_margin_loss(x, torch.tensor(1), margin=5.0),
+        lambda x: [mp.fsum(5 - x[1] + x[k] for k in (0, 2, 3)) / 4],
+    ),
+    Case(
+        "multilabel_margin_loss",
+        (4,),
+        lambda x: F.multilabel_margin_loss(x * x, torch.tensor([1, 3, -1, 0])),
+        lambda x: [margins([v * v for v in x], (1, 3))],
+    ),
+    Case(
+        "hardsigmoid",
+        (4,),
+        F.hardsigmoid,
+        lambda x: [(v + 3) / 6 for v in x],
+    ),
+    Case(
+        "glu",
+        (4,),
+        F.glu,
+        lambda x: [x[0] * sigmoid(x[2]), x[1] * sigmoid(x[3])],
+    ),
+    Case(
+        "copysign",
+        (4,),
+        lambda x: torch.copysign(x, double(TARGET)),
+        lambda x: [abs(v) * mp.sign(y) for v, y in zip(x, targets(), strict=True)],
+    ),
+    Case(
+        "polar",
+        (2,),
+        lambda x: torch.view_as_real(torch.polar(x[0], x[1])),
+        lambda x: [x[0] * mp.cos(x[1]), x[0] * mp.sin(x[1])],
+    ),
+    Case("scaled_dot_product_attention", (3, 2), attend, attention),
+    Case(
+        "scaled_dot_product_attention, causal",
+        (3, 2),
+        lambda x: attend(x, is_causal=True),
+        lambda x: attention(x, causal=True),
+    ),
+]
+
+
+def minor(x, j):
+    """Of the first row of a 3 x 3 matrix."""
+    (a, b), (c, d) = ([v for k, v in enumerate(row) if k != j] for row in x[1:])
+    return a * d - b * c
+
+
+def cross_entropy(x):
+    pairs = zip(x, targets(), strict=True)
+    return (
+        mp.fsum(mp.log1p(mp.exp(v)) - sigmoid(mp.mpf(y)) * v for v, y in pairs) / 4
+    )
