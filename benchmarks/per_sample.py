@@ -8,8 +8,8 @@ does. BackPACK and opacus look into the modules they know, so the transformer, w
 attention is written out, is not for them. Single precision, and every contender is
 checked for the right norms before it is timed.
 
-Memory is counted as the most that is live at once beyond the parameters and the batch,
-by torch's profiler; the yardstick is one gradient of the whole batch.
+Memory is the most that is live at once of what a call allocates, by torch's profiler;
+the yardstick is one gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ OURS = "pureopt"
 ALL = "vmap(grad)"
 CHUNKS = "vmap(grad), 32 at a time"
 CHUNK = 32
+GRADIENT = "one gradient of the batch"
 
 
 class Problem(NamedTuple):
@@ -174,7 +175,7 @@ def _opacus_ghost(problem: Problem) -> Run:
     model = Ghost(copy.deepcopy(problem.model), loss_reduction="sum")
 
     def run() -> Tensor:
-        model.zero_grad()
+        model.zero_grad(set_to_none=True)
         value = F.cross_entropy(model(problem.x), problem.y, reduction="sum")
         value.backward()
         return model.get_norm_sample()
@@ -200,7 +201,7 @@ def _opacus_grads(problem: Problem) -> Run:
     params = list(model.parameters())
 
     def run() -> Tensor:
-        model.zero_grad()
+        model.zero_grad(set_to_none=True)
         value = F.cross_entropy(model(problem.x), problem.y, reduction="sum")
         value.backward()
         squares = [p.grad_sample.flatten(1).square().sum(1) for p in params]
@@ -258,23 +259,10 @@ def compete(
     return rows, times
 
 
-def memory(
-    problem: Problem, runs: dict[str, Run], target: str
-) -> tuple[list[Row], dict[str, int]]:
-    """The peaks, beside that of one gradient."""
-    yardstick = "one gradient of the batch"
-    peaks = {name: peak_bytes(run) for name, run in runs.items()}
-    peaks[yardstick] = peak_bytes(of_batch(problem))
-    ours = peaks[OURS] / 1e6
-    rows = [
-        Row(
-            f"{problem.name}: peak memory of the norms, MB",
-            *(ours, name, peak / 1e6, target if name == yardstick else ""),
-        )
-        for name, peak in peaks.items()
-        if name != OURS
-    ]
-    return rows, peaks
+def memory(problem: Problem, runs: dict[str, Run], shown: set[str]) -> dict[str, int]:
+    """The peaks, that of one gradient among them."""
+    peaks = {name: peak_bytes(run) for name, run in runs.items() if name in shown}
+    return {**peaks, GRADIENT: peak_bytes(of_batch(problem))}
 
 
 def measure(*, quick: bool = False) -> Report:
@@ -292,21 +280,25 @@ def measure(*, quick: bool = False) -> Report:
         runs = norms(problem)
         what = f"{problem.name}: norms"
         new, times = compete(what, runs, rounds, ">= 30" if headline else "")
-        more, peaks = memory(problem, runs, "<= 2" if headline else "")
         # A gradient is the least that any of them could cost.
-        base = race({"": of_batch(problem)}, rounds)[""]
-        rows += [
-            *new,
+        base = race({GRADIENT: of_batch(problem)}, rounds)
+        ours = 1e3 * times[OURS].best
+        new.append(Row(f"{what}, ms", ours, GRADIENT, 1e3 * base[GRADIENT].best))
+        peaks = memory(problem, runs, set(runs) if headline else {OURS, ALL})
+        new += [
             Row(
-                f"{what}, ms",
-                *(1e3 * times[OURS].best, "one gradient", 1e3 * base.best),
-            ),
-            *more,
+                f"{problem.name}: peak memory of the norms, MB",
+                *(peaks[OURS] / 1e6, name, peak / 1e6),
+                "<= 2" if headline and name == GRADIENT else "",
+            )
+            for name, peak in peaks.items()
+            if name != OURS
         ]
+        rows += new
         details[problem.name] = {
             "parameters": sum(p.numel() for p in problem.model.parameters()),
             "peak_bytes": peaks,
-            "times": {name: timing._asdict() for name, timing in times.items()},
+            "times": {n: timing._asdict() for n, timing in (times | base).items()},
         }
     problem = problems[0]
     what = f"{problem.name}: inner products"

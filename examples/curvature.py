@@ -1,9 +1,9 @@
-"""
+r"""
 The spectrum of a network's Hessian through training
 ====================================================
 
-Gradient descent with step size :math:`\\eta` can only settle where no eigenvalue of the
-Hessian exceeds :math:`2 / \\eta`. Three copies of a digits network are trained with three
+Gradient descent with step size :math:`\eta` can only settle where no eigenvalue of the
+Hessian exceeds :math:`2 / \eta`. Three copies of a digits network are trained with three
 step sizes. The largest eigenvalue of each grows until it arrives there, and then stays
 (Cohen et al., 2021). Lanczos methods see this, and the whole density of the eigenvalues,
 through Hessian-vector products alone.
@@ -145,9 +145,9 @@ for ax, (t, found) in zip(
     )
     ax.axvline(limits[2], color="tab:green", ls="--", lw=1)
     ax.set(xlim=(-1.5, 7.5), ylim=(0.3, 3e4))
-    ax.text(0.97, 0.85, f"step {t}", transform=ax.transAxes, ha="right", va="top")
+    ax.text(0.4, 0.85, f"step {t}", transform=ax.transAxes, ha="center", va="top")
 ax.plot(exact, torch.full_like(exact, 0.5), "k|", ms=7, label="true eigenvalues")
-ax.legend(frameon=False, loc="upper center")
+ax.legend(frameon=False, loc="upper right", bbox_to_anchor=(0.9, 1))
 ax.set(xlabel="eigenvalue of the Hessian")
 left.suptitle("Density of the eigenvalues, step size 0.3")
 left.supylabel("eigenvalues per unit, with two standard errors")
@@ -159,9 +159,10 @@ for lane, (rate, limit) in enumerate(zip(rates, limits, strict=True)):
     upper.plot(steps, tops[:, lane], color=color, label=f"step size {rate:.1f}")
     upper.axhline(limit, color=color, ls="--", lw=1)
     lower.semilogy(losses[:, lane], color=color, lw=0.8, label=f"step size {rate:.1f}")
-upper.set(ylabel="largest eigenvalue", title="Dashed: two over the step size")
-upper.legend(frameon=False, loc="lower right")
-lower.set(xlabel="step", ylabel="loss", title="Training loss")
+upper.set(ylabel="largest eigenvalue", ylim=(2.2, 7.6))
+upper.set_title("Largest eigenvalue; dashed: 2 / step size")
+upper.legend(frameon=False, loc="lower right", ncols=3)
+lower.set(xlabel="step", ylabel="loss", ylim=(0.01, 1), title="Training loss")
 
 # The gallery runs this page from elsewhere, without a `__file__`.
 folder = Path(__file__).parent if "__file__" in globals() else Path.cwd()

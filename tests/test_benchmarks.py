@@ -69,6 +69,21 @@ def test_counted_waits_are_those_of_the_program():
     assert syncs.count(x.nonzero) == 1
 
 
+def test_counted_memory_is_that_of_the_program():
+    memory = importlib.import_module("benchmarks.memory")
+    x = torch.ones(1000)  # 4000 bytes
+    kept = [x.neg()]
+
+    def replace() -> None:
+        kept[0] = x.neg()
+
+    assert memory.peak_bytes(lambda: x) == 0
+    assert memory.peak_bytes(x.neg) == 4000
+    assert memory.peak_bytes(lambda: x.neg().neg().neg()) == 8000
+    assert memory.peak_bytes(lambda: [x.neg() for _ in range(3)]) == 12000
+    assert memory.peak_bytes(replace) == 4000
+
+
 def test_targets_are_judged_on_the_ratio_the_speedup_or_the_number():
     assert Row("time", 2.0, "peer", 1.0, "<= 1.1").met is False
     assert Row("time", 2.0, "peer", 1.0, ">= 1", "speedup").met is False

@@ -89,6 +89,11 @@ def test_raveling_has_the_order_of_the_modules_parameters():
     assert torch.equal(ravel(params), want)
 
 
+def test_a_vector_of_another_size_is_refused():
+    with pytest.raises(TreeError, match="hold the 3 numbers of `like`, got 2"):
+        unravel(torch.ones(2), {"a": torch.ones(3)})
+
+
 def test_raveling_takes_the_widest_dtype():
     tree = (torch.ones(1, dtype=torch.bfloat16), torch.ones(1, dtype=torch.float64))
     assert ravel(tree).dtype == torch.float64

@@ -26,7 +26,9 @@ from pureopt._functional import stack as stack
 from pureopt._solution import Solution as Solution
 from pureopt._solution import Status as Status
 from pureopt._tree import from_state_dict as from_state_dict
+from pureopt._tree import ravel as ravel
 from pureopt._tree import to_state_dict as to_state_dict
+from pureopt._tree import unravel as unravel
 from pureopt.constraints._constrain import constrain as constrain
 from pureopt.constraints._space import Space as Space
 from pureopt.solvers import minimize as minimize
@@ -89,7 +91,9 @@ __all__ = [
     "make_step",
     "minimize",
     "random",
+    "ravel",
     "stack",
     "to_state_dict",
     "train",
+    "unravel",
 ]

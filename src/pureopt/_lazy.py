@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 
-def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], list[str]]:
-    """``__getattr__`` and ``__all__`` of a package, from the stub beside its file.
+def lazy_names(
+    package: str, file: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """``__getattr__``, ``__dir__`` and ``__all__`` of a package, from the stub beside it.
 
     The stub, ``__init__.pyi``, is the one list of names: type checkers read the same
     ``from ._module import Name as Name``.
@@ -40,4 +42,7 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], list[str]
         setattr(sys.modules[package], name, value)
         return value
 
-    return __getattr__, sorted(modules)
+    def __dir__() -> list[str]:  # noqa: N807
+        return sorted({*vars(sys.modules[package]), *modules})
+
+    return __getattr__, __dir__, sorted(modules)

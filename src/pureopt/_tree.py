@@ -179,9 +179,17 @@ def _difference(tree: Any, reference: Any) -> str:
 
 
 def ravel(tree: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """All leaves as one vector, in the order of the tree, in the widest dtype or ``dtype``.
+    """All leaves as one vector, in the order of the tree.
 
     Its memory is its own.
+
+    Args:
+        tree: A tree of tensors, with at least one.
+        dtype: Of the vector; by default the widest of the leaves'.
+
+    Example:
+        >>> ravel({"w": torch.tensor([[1.0, 2.0]]), "b": torch.tensor(3.0)})
+        tensor([1., 2., 3.])
     """
     flat = [leaf.reshape(-1).to(dtype or leaf.dtype) for leaf in tree_leaves(tree)]
     # Compiled under vmap, `torch.cat` makes the number of lanes a constant.
@@ -189,9 +197,28 @@ def ravel(tree: Any, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def unravel(vector: Tensor, like: T) -> T:
-    """The tree of the shapes and dtypes of ``like`` whose :func:`ravel` is ``vector``."""
+    """The tree of the shapes and dtypes of ``like`` whose :func:`ravel` is ``vector``.
+
+    Args:
+        vector: As many numbers as ``like`` holds, in its last dimension.
+        like: A tree of tensors.
+
+    Raises:
+        TreeError: If the numbers are more or fewer.
+
+    Example:
+        >>> unravel(torch.arange(3.0), {"w": torch.zeros(1, 2), "b": torch.tensor(0.0)})
+        {'w': tensor([[0., 1.]]), 'b': tensor(2.)}
+    """
     leaves, structure = tree_flatten(like)
-    pieces = vector.split([leaf.numel() for leaf in leaves], dim=-1)
+    sizes = [leaf.numel() for leaf in leaves]
+    if vector.shape[-1] != sum(sizes):
+        raise TreeError(
+            "unravel(vector=...)",
+            f"hold the {sum(sizes)} numbers of `like`",
+            f"{vector.shape[-1]}",
+        )
+    pieces = vector.split(sizes, dim=-1)
     return tree_unflatten(
         structure,
         [

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pureopt._tree import tree_flatten, tree_unflatten
+from pureopt._tree import tree_flatten, tree_leaves, tree_unflatten
 
 # Samples of one operation, from the first to the last of those in the database.
 SAMPLES = 4
@@ -68,9 +68,20 @@ def _case(op: Any, sample: Any):
         # Dropout and its like are functions once they draw the same numbers.
         _seed()
         y = op.gradcheck_wrapper(op.get_op(), first, *args, **kwargs)
-        return sample.output_process_fn_grad(y)
+        return tree_leaves(sample.output_process_fn_grad(y))
 
-    return f, tuple(leaves[i] for i in moving)
+    start = tuple(leaves[i] for i in moving)
+    try:
+        seen = f(*(leaf.clone().requires_grad_() for leaf in start))
+    except Exception:  # noqa: BLE001 (a sample that shows how it fails)
+        return None
+    # Not those that are there to be saved, such as the statistics of a batch norm.
+    kept = [i for i, y in enumerate(seen) if getattr(y, "requires_grad", False)]
+    return (lambda *values: _chosen(f(*values), kept), start) if kept else None
+
+
+def _chosen(leaves: list[Any], kept: list[int]) -> list[Any]:
+    return [leaves[i] for i in kept]
 
 
 def _copied(leaf: Any) -> Any:

@@ -66,10 +66,16 @@ class Case:
         with mp.workdps(DIGITS):
 
             def f(t):
-                y = self.oracle(walk(lambda p, q, r: mp.mpf(p) + q * t + r * t * t, a, b, c))
-                return mp.fsum(w * v for w, v in zip(weights(len(y)).tolist(), y, strict=True))
+                y = self.oracle(
+                    walk(lambda p, q, r: mp.mpf(p) + q * t + r * t * t, a, b, c)
+                )
+                return mp.fsum(
+                    w * v for w, v in zip(weights(len(y)).tolist(), y, strict=True)
+                )
 
-            return [float(v * mp.factorial(k)) for k, v in enumerate(mp.taylor(f, 0, order))]
+            return [
+                float(v * mp.factorial(k)) for k, v in enumerate(mp.taylor(f, 0, order))
+            ]
 
 
 def weights(n: int) -> torch.Tensor:
@@ -84,7 +90,9 @@ def walk(f, *trees):
 
 
 def flat(tree) -> list[Any]:
-    return [x for part in tree for x in flat(part)] if isinstance(tree, list) else [tree]
+    return (
+        [x for part in tree for x in flat(part)] if isinstance(tree, list) else [tree]
+    )
 
 
 def words(order: int) -> list[str]:
@@ -105,7 +113,8 @@ def tangent(f):
 # The oracles, from the definitions.
 
 
-def standardized(x, eps=mp.mpf("1e-5")):
+def standardized(x):
+    eps = mp.mpf("1e-5")
     mean = mp.fsum(x) / len(x)
     variance = mp.fsum((v - mean) ** 2 for v in x) / len(x)
     return [(v - mean) / mp.sqrt(variance + eps) for v in x]
@@ -231,12 +240,16 @@ CASES = [
         lambda x: F.instance_norm(x.unsqueeze(0)),
         lambda x: flat([standardized(row) for row in x]),
     ),
-    Case("linalg.det", (3, 3), torch.linalg.det, lambda x: [mp.det(mp.matrix(x))], WELL),
+    Case(
+        "linalg.det", (3, 3), torch.linalg.det, lambda x: [mp.det(mp.matrix(x))], WELL
+    ),
     Case(
         "linalg.det, rank 1",
         (3, 3),
         torch.linalg.det,
-        lambda x: [x[0][0] * minor(x, 0) - x[0][1] * minor(x, 1) + x[0][2] * minor(x, 2)],
+        lambda x: [
+            x[0][0] * minor(x, 0) - x[0][1] * minor(x, 1) + x[0][2] * minor(x, 2)
+        ],
         RANK_ONE,
     ),
     Case(
@@ -303,8 +316,8 @@ CASES = [
     Case(
         "triangular_solve",
         (3, 3),
-        lambda x: torch.triangular_solve(x[:, :1], x, upper=False)[0],
-        lambda x: flat(rows(inverse(lower(x)) * mp.matrix([row[0] for row in x]))),
+        lambda x: torch.triangular_solve(x[:, 2:], x, upper=False)[0],
+        lambda x: flat(rows(inverse(lower(x)) * mp.matrix([row[2] for row in x]))),
         WELL,
     ),
     Case("prod at zeros", (3,), torch.prod, lambda x: [mp.fprod(x)], (0.0, 2.0, 0.0)),
@@ -319,7 +332,9 @@ CASES = [
     Case(
         "logaddexp beside -inf",
         (2,),
-        lambda x: torch.logaddexp(torch.cat([x, x.new_full((1,), -torch.inf)]), x[:1])[:2],
+        lambda x: torch.logaddexp(torch.cat([x, x.new_full((1,), -torch.inf)]), x[:1])[
+            :2
+        ],
         lambda x: [x[0] + mp.log(2), log_sum_exp(x)],
     ),
     Case(
@@ -426,7 +441,8 @@ CASES = [
         (4,),
         lambda x: F.soft_margin_loss(x, double(TARGET)),
         lambda x: [
-            mp.fsum(mp.log1p(mp.exp(-v * y)) for v, y in zip(x, targets(), strict=True)) / 4
+            mp.fsum(mp.log1p(mp.exp(-v * y)) for v, y in zip(x, targets(), strict=True))
+            / 4
         ],
     ),
     Case(
@@ -489,6 +505,4 @@ def minor(x, j):
 
 def cross_entropy(x):
     pairs = zip(x, targets(), strict=True)
-    return (
-        mp.fsum(mp.log1p(mp.exp(v)) - sigmoid(mp.mpf(y)) * v for v, y in pairs) / 4
-    )
+    return mp.fsum(mp.log1p(mp.exp(v)) - sigmoid(mp.mpf(y)) * v for v, y in pairs) / 4

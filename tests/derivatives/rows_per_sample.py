@@ -10,20 +10,21 @@ from tests.derivatives.row import OperatorRow, randn
 
 
 def loss(params, x, y):
-    """A net whose last leaf has a use without a rule, the penalty."""
-    h = F.linear(x, params["w"], params["b"]).tanh()
-    out = F.linear(h, params["v"])
-    return (out - y).square().sum() + 0.1 * params["v"].pow(2).sum()
+    return (F.linear(x, params["w"], params["b"]).tanh() - y).square().sum()
 
 
-def make(name: str):
+def penalized(params, x, y):
+    """The penalty is a use of ``w`` that has no rule."""
+    return loss(params, x, y) + 0.1 * params["w"].pow(2).sum()
+
+
+def make(name: str, loss=loss):
     def made(dtype: torch.dtype):
         params = {
             "w": randn(3, 2, seed=1, dtype=dtype),
             "b": randn(3, seed=2, dtype=dtype),
-            "v": randn(2, 3, seed=3, dtype=dtype),
         }
-        batch = randn(4, 2, seed=4, dtype=dtype), randn(4, 2, seed=5, dtype=dtype)
+        batch = randn(4, 2, seed=4, dtype=dtype), randn(4, 3, seed=5, dtype=dtype)
         return getattr(po.derivatives, name)(loss), (params, *batch)
 
     return made
@@ -39,4 +40,7 @@ NAMES = [
     "per_sample_grads",
     "per_sample_squared_norms",
 ]
-ROWS = [OperatorRow(name.replace("_", "-"), name, make(name)) for name in NAMES]
+ROWS = [
+    *(OperatorRow(name.replace("_", "-"), name, make(name)) for name in NAMES),
+    OperatorRow("noise-scale-penalized", "noise_scale", make("noise_scale", penalized)),
+]

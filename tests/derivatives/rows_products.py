@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.func import vmap
 from torch.nn import functional as F
 
 import pureopt as po
@@ -85,6 +86,22 @@ def hessian(dtype: torch.dtype):
     return use, (params(dtype), data(dtype))
 
 
+def hessians(dtype: torch.dtype):
+    """Of each sample: torch's own, in forward mode, do not compile under vmap."""
+
+    def use(x, w):
+        return vmap(D.hessian(lambda x: (w @ x).sin().prod()))(x)
+
+    return use, (data(dtype), randn(3, 2, seed=1, dtype=dtype))
+
+
+def diagonals(dtype: torch.dtype):
+    def use(x, w):
+        return vmap(D.hessian_diag(lambda x: (w @ x).sin().prod()))(x)
+
+    return use, (data(dtype), randn(3, 2, seed=1, dtype=dtype))
+
+
 def hessian_diag(dtype: torch.dtype):
     def use(p, x):
         return D.hessian_diag(value(x), chunk_size=4)(p)
@@ -146,7 +163,9 @@ ROWS = [
     OperatorRow("jacobian-forward", "jacobian", wide),
     OperatorRow("jacobian-reverse", "jacobian", tall),
     OperatorRow("hessian", "hessian", hessian),
+    OperatorRow("hessian-per-sample", "hessian", hessians),
     OperatorRow("hessian-diag", "hessian_diag", hessian_diag),
+    OperatorRow("hessian-diag-per-sample", "hessian_diag", diagonals),
     OperatorRow(
         "hessian-diag-estimate", "hessian_diag_estimate", hessian_diag_estimate
     ),

@@ -311,6 +311,11 @@ def test_single_precision_inside_widens_the_tolerance_and_is_not_called_wrong():
     assert "undecided" in verdicts(report).values()
 
 
+def test_a_result_in_half_precision_is_a_staircase_of_which_nothing_is_known():
+    found = verdicts(audit(lambda x: x.sin().bfloat16(), randn(3)))
+    assert set(found.values()) == {"undecided"}
+
+
 def test_the_scale_of_the_input_does_not_matter():
     for scale in (1e-6, 1e6):
         x = scale * randn(4).abs()

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from pureopt._tree import check_params, tree_map
+from pureopt._tree import tree_map
 from pureopt._typing import P
-from pureopt.derivatives._laplacian import check_chunk, identity_like, sum_along
+from pureopt.derivatives._checks import chunk, point
+from pureopt.derivatives._laplacian import identity_like, sum_along
 
 
 def bilaplacian(
@@ -34,8 +35,8 @@ def bilaplacian(
         A function of ``x``; its values are trees like those of ``f``.
 
     Raises:
-        DerivativeError: If ``chunk_size`` is no positive whole number; and what
-            :func:`jet` raises.
+        HyperparameterError: If ``chunk_size`` is no positive integer. The function
+            raises what :func:`jet` raises.
 
     References:
         Griewank, Utke and Walther (2000), "Evaluating higher derivative tensors by
@@ -48,10 +49,10 @@ def bilaplacian(
         >>> po.derivatives.bilaplacian(lambda x: x.square().sum() ** 2)(x)
         tensor(120.)
     """
-    check_chunk("bilaplacian(chunk_size=...)", chunk_size)
+    chunk("bilaplacian(chunk_size=...)", chunk_size)
 
     def apply(x: P) -> Any:
-        check_params("bilaplacian(f)(x=...)", x)
+        point("bilaplacian(f)(x=...)", x)
         axes = identity_like(x)
         n = len(axes)
         where = "bilaplacian(f=...)"

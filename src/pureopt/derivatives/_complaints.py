@@ -17,8 +17,8 @@ _KEEP = (
 )
 _COMPOSE = "Write it as a composition of torch operations."
 _REVERSE = (
-    "`vhp`, `third_order_product` and `jacobian` of few outputs use reverse mode only; "
-    "or write it as a composition of torch operations."
+    "`vhp`, `third_order_product` and `hessian` use reverse mode only; or write it as a "
+    "composition of torch operations."
 )
 
 # What is said of a function that writes to its input, however it is found out.
@@ -29,8 +29,10 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
     (
         r"pureopt\.derivatives\._jets\._jet\.Jet",
         "one that calls a transform of `torch.func` on a power series",
-        "Take that derivative from a jet of higher order, or nest `torch.func.jvp` and "
-        "`torch.func.grad` under `exact`.",
+        (
+            "Take that derivative from a jet of higher order, or nest `torch.func.jvp` "
+            "and `torch.func.grad` under `exact`."
+        ),
     ),
     (r"leaf Variable that requires grad is being used in an in-place", *WRITES[1:]),
     (

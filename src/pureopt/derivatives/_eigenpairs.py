@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,14 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pureopt._errors import HyperparameterError
-from pureopt._random import normal
+from pureopt._random import normal, split
 from pureopt._typing import P
 from pureopt.derivatives import _checks
 from pureopt.derivatives._operator import (
     Product,
     eigh,
     flat,
-    root,
+    norm,
     rows,
     size,
     stacked,
@@ -107,35 +107,36 @@ def top_eigenpairs(
     _checks.positive(f"{where}(steps=...)", steps)
     _checks.chunk(f"{where}(chunk_size=...)", chunk_size)
     product = rows(flat(where, matvec, like), chunk_size)
-    # The first block starts; the i-th stands in where the Krylov space is exhausted.
-    total = min(k * steps, n)
-    random = normal(key, (total, n), dtype=working_dtype(like))
-    basis, h = _block_lanczos(product, random, k)
+    # The last block is cut where the basis spans the whole space.
+    widths = [min(k, n - start) for start in range(0, min(k * steps, n), k)]
+    blocks = (
+        normal(one, (width, n), dtype=working_dtype(like))
+        for one, width in zip(split(key, len(widths)), widths, strict=True)
+    )
+    start = next(blocks)
+    basis, h = _block_lanczos(product, start, blocks)
     values, s = eigh(h)
     values, s = values[-k:].flip(-1), s[:, -k:].flip(-1)
-    first = basis @ random[0]
+    first = basis @ start[0]
     vectors = torch.where(first @ s < 0, -s, s).mT @ basis
     gap = product(vectors) - values[:, None] * vectors
-    return Eigenpairs(values, stacked(vectors, like), root(gap.square().sum(-1)))
+    return Eigenpairs(values, stacked(vectors, like), norm(gap))
 
 
 def _block_lanczos(
-    product: Product, random: Float[Tensor, "m n"], k: int
+    product: Product, start: Float[Tensor, "k n"], blocks: Iterator[Tensor]
 ) -> tuple[Float[Tensor, "m n"], Float[Tensor, "m m"]]:
     """An orthonormal basis of a block Krylov space, as rows, and the operator in it.
 
     Column by column of blocks, the matrix is the product with the basis so far: the
-    upper half of it, since the operator is symmetric.
+    upper half of it, since the operator is symmetric. The random blocks after the first
+    stand in where the Krylov space is exhausted.
     """
-    noise = 10 * torch.finfo(random.dtype).eps
-    blocks = random.split(k)
-    q = torch.linalg.qr(blocks[0].mT)[0].mT
-    basis, columns, scale = q, [], torch.zeros_like(random[0, 0])
-    for block in (*blocks[1:], None):
-        w = product(q)
-        columns.append(basis @ w.mT)
-        if block is None:
-            break
+    noise = 10 * torch.finfo(start.dtype).eps
+    q = torch.linalg.qr(start.mT)[0].mT
+    w = product(q)
+    basis, columns, scale = q, [q @ w.mT], torch.zeros_like(start[0, 0])
+    for block in blocks:
         w = _off(w, basis)
         scale = torch.maximum(scale, columns[-1].abs().amax())
         width = block.shape[0]
@@ -145,6 +146,8 @@ def _block_lanczos(
         q = torch.where((pivots.abs() <= noise * scale)[:, None], block, q)
         q = _orthonormal(_orthonormal(q, basis), basis)
         basis = torch.cat([basis, q])
+        w = product(q)
+        columns.append(basis @ w.mT)
     upper = torch.cat(
         [torch.nn.functional.pad(c, (0, 0, 0, len(basis) - len(c))) for c in columns],
         -1,

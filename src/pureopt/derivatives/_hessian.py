@@ -22,16 +22,17 @@ def hessian(
     .. math::
         H_{ij} = \frac{\partial^2 f}{\partial x_i \, \partial x_j}
 
-    Forward over reverse mode: one :func:`hvp` for each of the ``p`` numbers in ``x``,
-    ``chunk_size`` of them at a time. The values are those of ``torch.func.hessian``
-    where that is right; :func:`exact` is applied.
+    Reverse over reverse mode: one gradient, then its derivative in each of the ``p``
+    directions, ``chunk_size`` of them at a time. Unlike ``torch.func.hessian``, which
+    has the same values where it is right, it needs no forward mode, is traced by
+    ``torch.compile`` under vmap too, and :func:`exact` is applied.
 
     Args:
         f: From a tree of tensors to a 0-d tensor. Outputs of other shapes, and trees of
             them, work too: for ``m`` numbers in ``f(x)`` the cost is ``m`` times as
-            much. Other arguments are closed over.
-        chunk_size: How many columns at a time, of which each takes the memory of a
-            gradient; ``None`` for all. The result does not depend on it.
+            much, by forward over reverse mode. Other arguments are closed over.
+        chunk_size: How many directions at a time, of which each takes the memory of a
+            gradient, or of ``m``; ``None`` for all. The result does not depend on it.
 
     Returns:
         A function of a tree ``x``. For tensors the result has the shape of ``f(x)``
@@ -42,7 +43,7 @@ def hessian(
         HyperparameterError: If ``chunk_size`` is not a positive integer.
         TreeError: At the call, if ``x`` holds what is not a floating tensor.
         DerivativeError: At the call, if ``f`` does not return floating tensors, or
-            holds an operation without a second derivative or without forward mode.
+            cannot be differentiated twice.
 
     Example:
         >>> import torch
@@ -61,12 +62,23 @@ def hessian(
 
     def first(x: Any) -> Any:
         y, pullback = value_and_pullback(outputs, x)
-        if isinstance(y, Tensor) and not y.dim():
+        if _is_number(y):
             return pullback(torch.ones_like(y))
         return by_rows(pullback, y, x, None)
 
+    def second(x: Any) -> Any:
+        if _is_number(outputs(x)):
+            gradient, pullback = value_and_pullback(first, x)
+            return by_rows(pullback, gradient, x, chunk_size)
+        # A row of these would be pulled back through all outputs, a column is not.
+        return by_columns(first, x, chunk_size)
+
     def hessian_of_f(x: P) -> Any:
         _checks.point("hessian(f)(x)", x)
-        return _checks.call(where, lambda x: by_columns(first, x, chunk_size), x)
+        return _checks.call(where, second, x)
 
     return hessian_of_f
+
+
+def _is_number(y: Any) -> bool:
+    return isinstance(y, Tensor) and not y.dim()

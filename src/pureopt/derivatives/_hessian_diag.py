@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vmap
 
 from pureopt import _random
 from pureopt._tree import ravel, unravel
 from pureopt._typing import P
 from pureopt.derivatives import _checks
-from pureopt.derivatives._dense import size
+from pureopt.derivatives._dense import size, value_and_pullback
 from pureopt.derivatives._estimate import Estimate
 from pureopt.derivatives._exactness import exact
 
@@ -27,8 +27,8 @@ def hessian_diag(
     .. math::
         d_i = \frac{\partial^2 f}{\partial x_i^2} = e_i^T H e_i
 
-    Exact: one :func:`hvp` for each of the ``p`` numbers in ``x``, ``chunk_size`` of them
-    at a time, and memory for ``chunk_size * p`` numbers where :func:`hessian` takes
+    Exact: one gradient, then its derivative in each of the ``p`` directions, ``chunk_size``
+    of them at a time, and memory for ``chunk_size * p`` numbers where :func:`hessian` takes
     ``p * p``. For many parameters :func:`hessian_diag_estimate` costs less.
 
     Args:
@@ -54,13 +54,13 @@ def hessian_diag(
     """
     where = "hessian_diag(f=...)"
     chunk_size = _checks.chunk("hessian_diag(chunk_size=...)", chunk_size)
-    product = _flat_hvp(where, f)
+    products = _products(where, f)
 
     def diagonal(x: Any) -> Any:
-        p = size(x)
+        p, product = size(x), products(x)
         step = chunk_size or p
         pieces = [
-            _diagonal(product, x, start, min(start + step, p))
+            _diagonal(product, ravel(x), start, min(start + step, p))
             for start in range(0, p, step)
         ]
         return unravel(torch.cat(pieces), x)
@@ -72,29 +72,32 @@ def hessian_diag(
     return hessian_diag_of_f
 
 
-def _flat_hvp(
+def _products(
     where: str, f: Callable[[Any], Tensor]
-) -> Callable[[Any, Tensor], Tensor]:
-    """From a tree and a vector to the Hessian times the vector."""
+) -> Callable[[Any], Callable[[Tensor], Tensor]]:
+    """From a point to the map of a vector to the Hessian there times the vector.
+
+    The gradient is evaluated once for all vectors: reverse over reverse mode.
+    """
     exactly = exact(f)
     gradient = grad(lambda x: _checks.scalar(where, exactly(x)))
 
-    def product(x: Any, v: Tensor) -> Tensor:
-        return ravel(jvp(gradient, (x,), (unravel(v, x),))[1])
+    def products(x: Any) -> Callable[[Tensor], Tensor]:
+        pullback = value_and_pullback(gradient, x)[1]
+        return lambda v: ravel(pullback(unravel(v, x)))
 
-    return product
+    return products
 
 
 def _diagonal(
-    product: Callable[[Any, Tensor], Tensor], x: Any, start: int, stop: int
+    product: Callable[[Tensor], Tensor], like: Tensor, start: int, stop: int
 ) -> Tensor:
     """The entries from ``start`` to ``stop`` of the diagonal."""
-    like = ravel(x)
     i = torch.arange(start, stop, device=like.device)
     basis = (i[:, None] == torch.arange(like.numel(), device=like.device)).to(
         like.dtype
     )
-    rows = vmap(lambda e: product(x, e))(basis)
+    rows = vmap(product)(basis)
     # Entries, not `(rows * basis).sum(-1)`: a NaN elsewhere in the row stays there.
     return rows[:, start:stop].diagonal()
 
@@ -151,13 +154,13 @@ def hessian_diag_estimate(
     _checks.point(f"{name}(x=...)", x)
     samples = _checks.positive(f"{name}(samples=...)", samples)
     chunk_size = _checks.chunk(f"{name}(chunk_size=...)", chunk_size)
-    product = _flat_hvp(f"{name}(f=...)", f)
+    products = _products(f"{name}(f=...)", f)
 
     def estimate(x: Any, key: Tensor) -> Estimate:
-        like = ravel(x)
+        like, product = ravel(x), products(x)
         positive = _random.bits(key, (samples, like.numel())) < 0
         signs = torch.where(positive, torch.ones_like(like), -torch.ones_like(like))
-        draws = vmap(lambda z: z * product(x, z), chunk_size=chunk_size)(signs)
+        draws = vmap(lambda z: z * product(z), chunk_size=chunk_size)(signs)
         mean = draws.mean(0)
         variance = (draws - mean).square().sum(0) / (samples - 1)
         stderr = (variance / samples).sqrt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -47,14 +48,19 @@ def kfac(
     where :math:`a_i` enters the layer of a weight and :math:`\delta_{ic}` is the gradient
     at its output if column ``c`` of a root of the likelihood's Fisher matrix is the
     gradient at the model's output: the expectation over labels without drawing any.
-    Exact for one sample, for a linear model whose output Fisher matrix does not depend
-    on the sample, and for every bias and scale, whose block is kept whole. Blocks of
-    different leaves are uncoupled, also those of a weight and its bias.
+    Exact for one sample in which each weight is used once, for a linear model whose
+    output Fisher matrix does not depend on the sample, and for every bias and scale,
+    whose block is kept whole. Blocks of different leaves are uncoupled, also those of a
+    weight and its bias.
 
     Where a weight is used at many positions ``t`` of a sample, ``"expand"`` takes them
     as samples of their own, exact if the loss is a sum over positions of a linear model;
     ``"reduce"`` takes the mean of :math:`a` and the sum of :math:`\delta` over them,
-    exact if the output is the mean over positions of a linear model.
+    exact if the output is the mean over positions of a linear model. The positions of a
+    transposed convolution are those of its input. Several uses of one weight are
+    positions, too, but not of an embedding that is also the last layer, nor of a weight
+    and its transpose: what enters one use would share a factor with the gradients of the
+    other.
 
     Costs a forward pass and a backward pass for each output of the model, and the
     eigendecomposition of a matrix as large as the output for each sample. It is not to be
@@ -322,7 +328,7 @@ def _guarded(factors: tuple[Tensor, Tensor], guard: Tensor) -> tuple[Tensor, Ten
 def _zero(leaf: Tensor) -> tuple[Tensor, Tensor]:
     """Of a leaf that is not used."""
     m = leaf.shape[0] if leaf.dim() else 1
-    n = leaf.numel() // m
+    n = math.prod(leaf.shape[1:])
     dtype = torch.promote_types(leaf.dtype, torch.float32)
     zeros = leaf.new_zeros
     return zeros(1, m, m, dtype=dtype), zeros(1, n, n, dtype=dtype)
@@ -340,6 +346,15 @@ def _leaf_factors(
             f"{where}(params=...)",
             "hold parameters that are used as a matrix or entry by entry",
             f"one that is used as both{f', {path!r}' if path else ''}",
+        )
+    if len({use.upright() for use, _, _ in uses.factored}) > 1:
+        raise DerivativeError(
+            f"{where}(params=...)",
+            "hold parameters whose rows belong to the input in all uses, or in none",
+            f"one that is used both ways{f', {path!r}' if path else ''}",
+            "One Kronecker product cannot stand for an embedding that is also the last "
+            "layer, or for a weight and its transpose. Give the uses parameters of their "
+            "own, or close over it.",
         )
     groups, m, n = uses.blocks
     left, right = (uses.like.new_zeros(groups, k, k, dtype=wide) for k in (m, n))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,9 +29,10 @@ class KroneckerBlock(NamedTuple):
 
     .. math:: (L \otimes R) \operatorname{vec} V = \operatorname{vec}(L V R)
 
-    Rows are what the leaf has in its first dimension, columns all the others; a bias or a
-    scale of any shape is a single column. Only convolutions have more than one group. Of
-    the factors only the product has a meaning, not the scale of either.
+    Groups and rows are the first dimension of the leaf (of a matrix with more than two,
+    all but the last), columns all others; a bias or a scale of any shape is a single
+    column. Only convolutions have more than one group. Of the factors only the product
+    has a meaning, not the scale of either.
 
     Attributes:
         left: Symmetric and positive semidefinite, one for each group.
@@ -75,8 +78,8 @@ class Kronecker(NamedTuple):
 
         Args:
             v: A tree like the parameters.
-            damping: :math:`\lambda \ge 0`, in the units of the matrix. With 0 the result
-                is not finite where the matrix is singular.
+            damping: :math:`\lambda \ge 0`, in the units of the matrix. With 0 and a
+                singular matrix the result is infinite, or what rounding makes of that.
 
         Returns:
             A tree like ``v``.
@@ -101,7 +104,8 @@ class Kronecker(NamedTuple):
         r"""The logarithm of the determinant of :math:`L \otimes R + \lambda I`, in nats.
 
         Args:
-            damping: :math:`\lambda \ge 0`; with 0 it is ``-inf`` for a singular matrix.
+            damping: :math:`\lambda \ge 0`. With 0 and a singular matrix the result is
+                ``-inf``, or what rounding makes of that.
 
         Raises:
             HyperparameterError: If a number ``damping`` is negative or not finite.
@@ -135,13 +139,19 @@ class Kronecker(NamedTuple):
             if not isinstance(block, KroneckerBlock):
                 raise TreeError(where, rule, "other keys")
             g, m, n = *block.left.shape[:2], block.right.shape[-1]
-            if not isinstance(leaf, Tensor) or leaf.numel() != g * m * n:
+            if not isinstance(leaf, Tensor) or not _fits(leaf.shape, g * m, n):
                 path = tree_items(v)[i][0]
                 got = told(leaf) + (f" at '{path}'" if path else "")
-                raise TreeError(where, f"{rule}, of {g * m * n} numbers there", got)
+                raise TreeError(where, f"{rule}, of {g * m} rows by {n} there", got)
             x = leaf.to(block.left.dtype).reshape(g, m, n)
             out.append(function(block, x).reshape(leaf.shape).to(leaf.dtype))
         return tree_unflatten(structure, out)
+
+
+def _fits(shape: torch.Size, rows: int, columns: int) -> bool:
+    """So many rows are the first dimensions, and so many columns the others."""
+    heads = itertools.accumulate(shape, operator.mul, initial=1)
+    return rows in heads and shape.numel() == rows * columns
 
 
 def _check_damping(name: str, damping: Scalar) -> None:

@@ -17,7 +17,7 @@ from pureopt.derivatives._operator import (
     Product,
     eigh,
     flat,
-    root,
+    norm,
     size,
     stacked,
     working_dtype,
@@ -107,7 +107,7 @@ def tridiagonalize(
 ) -> tuple[Float[Tensor, "steps"], Float[Tensor, "steps"], Float[Tensor, "steps n"]]:
     """:func:`lanczos` of flat vectors; the basis vectors are rows."""
     noise = 10 * torch.finfo(start.dtype).eps
-    q = start / root(start @ start)
+    q = start / norm(start)
     basis = q[None]
     alive = torch.ones_like(q[0], dtype=torch.bool)
     scale = torch.zeros_like(q[0])
@@ -118,7 +118,7 @@ def tridiagonalize(
         alpha = q @ w
         for _ in range(2):
             w = w - (basis @ w) @ basis
-        beta = root(w @ w)
+        beta = norm(w)
         alphas.append(torch.where(alive, alpha, alphas[0]) if j else alpha)
         scale = torch.maximum(scale, alpha.abs() + beta)
         # NaN compares false, so that it stays alive and reaches what comes after.

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pureopt._errors import DerivativeError, told
-from pureopt._tree import check_params, ravel, tree_leaves, tree_map
+from pureopt._tree import ravel, tree_leaves, tree_map
 from pureopt._typing import P
+from pureopt.derivatives._checks import chunk, point
 from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._transform import coefficient_at, propagate, value_at
 
@@ -53,8 +53,8 @@ def laplacian(
         A function of ``x``; its values are trees like those of ``f``.
 
     Raises:
-        DerivativeError: If ``chunk_size`` is no positive whole number; and what
-            :func:`jet` raises.
+        HyperparameterError: If ``chunk_size`` is no positive integer. The function
+            raises what :func:`jet` raises.
 
     References:
         Li, Ye, Jiang et al. (2024), "A computational framework for neural network-based
@@ -73,10 +73,10 @@ def laplacian(
         >>> abs(po.derivatives.laplacian(potential)(x)) < 1e-16
         tensor(True)
     """
-    check_chunk("laplacian(chunk_size=...)", chunk_size)
+    chunk("laplacian(chunk_size=...)", chunk_size)
 
     def apply(x: P) -> Any:
-        check_params("laplacian(f)(x=...)", x)
+        point("laplacian(f)(x=...)", x)
         basis = identity_like(x)
         return sum_along("laplacian(f=...)", f, x, basis, 2, chunk_size)
 
@@ -90,7 +90,7 @@ def forward_laplacian(f: Callable[[P], Any]) -> Callable[[P], ForwardLaplacian]:
         f: As for :func:`laplacian`.
 
     Raises:
-        DerivativeError: What :func:`jet` raises.
+        DerivativeError: At the call, what :func:`jet` raises.
 
     Example:
         The local kinetic energy of the ground state of the hydrogen atom, less its
@@ -106,7 +106,7 @@ def forward_laplacian(f: Callable[[P], Any]) -> Callable[[P], ForwardLaplacian]:
     """
 
     def apply(x: P) -> ForwardLaplacian:
-        check_params("forward_laplacian(f)(x=...)", x)
+        point("forward_laplacian(f)(x=...)", x)
         where = "forward_laplacian(f=...)"
         out = along(where, f, x, identity_like(x), 2)
         return ForwardLaplacian(
@@ -126,9 +126,7 @@ def _jacobian(y: Jet | Tensor, x: Any) -> Any:
     columns = first.movedim(0, -1)
     leaves = tree_leaves(x)
     pieces = iter(columns.split([leaf.numel() for leaf in leaves], dim=-1))
-    return tree_map(
-        lambda leaf: next(pieces).reshape(*y.shape, *leaf.shape).clone(), x
-    )
+    return tree_map(lambda leaf: next(pieces).reshape(*y.shape, *leaf.shape).clone(), x)
 
 
 def identity_like(x: P) -> Tensor:
@@ -165,20 +163,3 @@ def sum_along(
         part = tree_map(lambda y: coefficient_at(y, order), out)
         total = part if total is None else tree_map(torch.add, total, part)
     return tree_map(lambda c: c * float(math.factorial(order)), total)
-
-
-def check_chunk(where: str, chunk_size: object) -> None:
-    """Raise unless ``chunk_size`` is ``None`` or a positive whole number.
-
-    Raises:
-        DerivativeError: If it is not.
-    """
-    if chunk_size is None:
-        return
-    if (
-        not isinstance(chunk_size, int)
-        or isinstance(chunk_size, bool)
-        or chunk_size < 1
-    ):
-        got = f"{chunk_size}" if isinstance(chunk_size, int) else told(chunk_size)
-        raise DerivativeError(where, "be `None` or a positive whole number", got)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pureopt._errors import DerivativeError, told
-from pureopt._tree import check_like, check_params, tree_map
+from pureopt._errors import HyperparameterError, told
+from pureopt._tree import tree_map
 from pureopt._typing import P
+from pureopt.derivatives._checks import direction, point
 from pureopt.derivatives._jets._transform import (
     coefficient_at,
     propagate,
@@ -19,9 +20,7 @@ from pureopt.derivatives._jets._transform import (
 )
 
 
-def nth_derivative(
-    f: Callable[[Tensor], Any], n: int
-) -> Callable[[Tensor], Any]:
+def nth_derivative(f: Callable[[Tensor], Any], n: int) -> Callable[[Tensor], Any]:
     r"""The ``n``-th derivative of a function of one real variable.
 
     .. math:: x \mapsto \frac{d^n f}{dx^n}(x)
@@ -39,8 +38,8 @@ def nth_derivative(
         A function of ``x``; its values are trees like those of ``f``.
 
     Raises:
-        DerivativeError: If ``n`` is no whole number, or negative; and what
-            :func:`jet` raises.
+        HyperparameterError: If ``n`` is no whole number, or negative. The function raises
+            what :func:`jet` raises.
 
     Example:
         The third derivative of a square, and the eighth of the sine:
@@ -56,7 +55,7 @@ def nth_derivative(
     _check_order("nth_derivative(n=...)", n, 0)
 
     def derivative(x: Tensor) -> Any:
-        check_params("nth_derivative(f, n)(x=...)", x)
+        point("nth_derivative(f, n)(x=...)", x)
         if n == 0:
             return f(x)
         return directional_derivatives(f, x, torch.ones_like(x), n)[n]
@@ -83,8 +82,8 @@ def directional_derivatives(
         ``order + 1`` trees like the output of ``f``.
 
     Raises:
-        DerivativeError: If ``order`` is no whole number, or less than 1; and what
-            :func:`jet` raises.
+        HyperparameterError: If ``order`` is no whole number, or less than 1.
+        DerivativeError: What :func:`jet` raises.
         TreeError: If ``v`` is not like ``x``.
 
     Example:
@@ -97,8 +96,8 @@ def directional_derivatives(
         (tensor(4.), tensor(8.), tensor(10.), tensor(6.))
     """
     _check_order("directional_derivatives(order=...)", order, 1)
-    check_params("directional_derivatives(x=...)", x)
-    check_like("directional_derivatives(v=...)", v, x, "x")
+    point("directional_derivatives(x=...)", x)
+    v = direction("directional_derivatives(v=...)", v, x)
     where = "directional_derivatives(f=...)"
     out = propagate(where, f, x, [v, *[None] * (order - 1)])
     return tree_map(value_at, out), *(
@@ -109,5 +108,5 @@ def directional_derivatives(
 
 def _check_order(where: str, n: object, least: int) -> None:
     if not isinstance(n, int) or isinstance(n, bool) or n < least:
-        got = f"{n}" if isinstance(n, int) else told(n)
-        raise DerivativeError(where, f"be a whole number, {least} or more", got)
+        got = f"{n}" if isinstance(n, int | float) else told(n)
+        raise HyperparameterError(where, f"be a whole number, {least} or more", got)

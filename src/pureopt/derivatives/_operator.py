@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,6 @@ from pureopt._errors import HyperparameterError
 from pureopt._random import bernoulli
 from pureopt._tree import (
     check_like,
-    check_params,
     ravel,
     tree_leaves,
     tree_match,
@@ -31,9 +31,9 @@ def size(where: str, like: Any) -> int:
     """How many numbers a tree holds.
 
     Raises:
-        TreeError: If it is no tree of real floating tensors.
+        TreeError: If it is no tree of real floating tensors, or holds no number.
     """
-    check_params(where, like)
+    _checks.point(where, like)
     return sum(leaf.numel() for leaf in tree_leaves(like))
 
 
@@ -50,7 +50,8 @@ def flat(where: str, matvec: Callable[[P], P], like: P) -> Product:
     dtype, place = working_dtype(like), f"{where}(matvec=...)"
 
     def product(v: Tensor) -> Tensor:
-        out = _checks.call(place, matvec, unravel(v, like))
+        # A copy, in case that it is written to, which does not show under vmap.
+        out = _checks.call(place, matvec, unravel(v.clone(), like))
         check_like(place, out, like, "like")
         return ravel(tree_match(out, like), dtype)
 
@@ -75,18 +76,19 @@ def rademacher(
 
 
 def sample_mean(samples: Float[Tensor, "m *shape"]) -> Estimate:
-    """The mean along the first dimension and its standard error; at least two samples."""
+    """The mean along the first dimension and its standard error; that of one is zero."""
     m = samples.shape[0]
     mean = samples.mean(0)
-    # The derivative of the root is infinite where all samples are equal, as those of a
-    # diagonal matrix are.
-    return Estimate(mean, root((samples - mean).square().sum(0) / (m * (m - 1))))
+    return Estimate(mean, norm(samples - mean, 0) / math.sqrt(m * max(m - 1, 1)))
 
 
-def root(x: Tensor) -> Tensor:
-    """The square root, whose derivative at zero is zero."""
-    zero = x == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
+def norm(x: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
+    """Euclidean lengths, of any scale; the derivative at zero is zero."""
+    largest = x.abs().amax(dim, keepdim=True)
+    zero = largest == 0
+    scale = torch.where(zero, 1.0, largest)
+    squares = torch.where(zero, 1.0, x / scale).square().sum(dim)
+    return torch.where(zero, 0.0, largest).squeeze(dim) * squares.sqrt()
 
 
 def eigh(

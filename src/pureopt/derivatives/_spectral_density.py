@@ -34,11 +34,11 @@ class SpectralDensity(NamedTuple):
         weights: The share of the spectrum near each node; those of a probe sum to one.
 
     All methods return an ``Estimate`` over the probes; the standard error says nothing
-    about too few steps.
+    about too few steps. Dimensions in front, those of a ``vmap``, stay in front.
     """
 
-    nodes: Float[Tensor, "probes steps"]
-    weights: Float[Tensor, "probes steps"]
+    nodes: Float[Tensor, "*batch probes steps"]
+    weights: Float[Tensor, "*batch probes steps"]
 
     def integrate(self, g: Callable[[Tensor], Tensor]) -> Estimate:
         r"""The mean of a function over the eigenvalues, :math:`\frac1n \sum_i g(\lambda_i)`.
@@ -53,7 +53,7 @@ class SpectralDensity(NamedTuple):
         Returns:
             The mean and its standard error, in the units of ``g``.
         """
-        return sample_mean((self.weights * g(self.nodes)).sum(-1))
+        return _over_probes(self.weights * g(self.nodes))
 
     def density(self, grid: Float[Tensor, "points"], *, width: Scalar) -> Estimate:
         r"""The density of the eigenvalues, smoothed by a normal kernel.
@@ -75,9 +75,9 @@ class SpectralDensity(NamedTuple):
         if not isinstance(width, Tensor) and not 0 < width < math.inf:
             where = "SpectralDensity.density(width=...)"
             raise HyperparameterError(where, "be positive and finite", str(width))
-        z = (grid[:, None, None] - self.nodes) / width
+        z = (grid[:, None, None] - self.nodes[..., None, :, :]) / width
         kernel = (-z.square() / 2).exp() / (math.sqrt(2 * math.pi) * width)
-        return sample_mean((self.weights * kernel).sum(-1).mT)
+        return _over_probes(self.weights[..., None, :, :] * kernel)
 
     def cumulative(self, grid: Float[Tensor, "points"]) -> Estimate:
         """The share of eigenvalues that are at most ``t``, for each ``t`` of a grid.
@@ -89,8 +89,12 @@ class SpectralDensity(NamedTuple):
             Numbers from 0 to 1, and their standard errors.
         """
         # Not `where`: where the nodes are NaN the weights are, and so is the sum.
-        below = self.nodes <= grid[:, None, None]
-        return sample_mean((self.weights * below).sum(-1).mT)
+        below = self.nodes[..., None, :, :] <= grid[:, None, None]
+        return _over_probes(self.weights[..., None, :, :] * below)
+
+
+def _over_probes(terms: Float[Tensor, "*batch probes steps"]) -> Estimate:
+    return sample_mean(terms.sum(-1).movedim(-1, 0))
 
 
 def spectral_density(

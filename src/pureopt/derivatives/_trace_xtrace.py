@@ -56,8 +56,8 @@ def trace_xtrace(
     Returns:
         The mean of the :math:`t_i`, and their standard deviation over :math:`\sqrt l`
         as its standard error, in the units of the operator. The :math:`t_i` are
-        exchangeable, not independent: over many keys the spread is 1.1 to 1.3 times as
-        large.
+        exchangeable, not independent: over many keys the spread is 1 to 1.5 times as
+        large for ``l`` up to a third of ``n``, and up to three times beyond.
 
     Raises:
         HyperparameterError: If a number is out of its range.

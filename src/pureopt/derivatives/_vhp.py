@@ -21,8 +21,9 @@ def vhp(f: Callable[[P], Tensor], x: P, v: P) -> P:
         v^T H = \nabla_x \, \langle \nabla f(x), v \rangle
 
     The same numbers as :func:`hvp` at about the same cost, with the intermediate values
-    of both passes in memory; for functions with an operation that has no forward mode,
-    such as the kernel of ``nn.LSTM`` on a CPU.
+    of both passes in memory. For functions with an operation that has no forward mode,
+    such as the kernel of ``nn.LSTM`` on a CPU, and for two nested vmaps, where
+    ``torch.compile`` fails to trace forward mode.
 
     Args:
         f: From a tree of tensors to a 0-d tensor. Other arguments are closed over.

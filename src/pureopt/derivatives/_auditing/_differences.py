@@ -42,8 +42,10 @@ class Difference(NamedTuple):
     kink: bool
 
 
-def differences(phi: Callable[[float], float], order: int) -> list[Difference]:
-    r"""The derivatives of order 0 to ``order`` at 0.
+def differences(
+    phi: Callable[[float], float], order: int, eps: float = _EPS
+) -> list[Difference]:
+    r"""The derivatives of order 0 to ``order`` at 0; values have the precision ``eps``.
 
     The error of an estimate is what it changes when the outermost points are left out
     or all are twice as far, plus the noise of the values times the weights. The noise is
@@ -53,7 +55,7 @@ def differences(phi: Callable[[float], float], order: int) -> list[Difference]:
         Richardson and Gaunt (1927). Moré and Wild (2011) for the noise.
     """
     phi = functools.cache(phi)
-    noise = _noise(phi)
+    noise = max(_noise(phi), eps * abs(phi(0.0)))
     start = Difference(phi(0.0), _SAFETY * noise, _SAFETY * noise, kink=False)
     return [start, *(_difference(phi, k, noise) for k in range(1, order + 1))]
 
@@ -125,12 +127,11 @@ def _weights(nodes: tuple[int, ...], k: int) -> tuple[float, ...]:
 
 
 def _noise(phi: Callable[[float], float]) -> float:
-    """The rounding error of a value: its standard deviation, and no less than an eps."""
+    """The standard deviation of the rounding errors of values."""
     tenth = [(-1) ** i * math.comb(10, i) for i in range(11)]
     squares = [
         math.fsum(w * phi((i + shift) * h) for i, w in enumerate(tenth)) ** 2
         for h in _STEPS[-2:]
         for shift in (-6, -5, -4)
     ]
-    measured = math.sqrt(sum(squares) / len(squares) / math.comb(20, 10))
-    return max(measured, _EPS * abs(phi(0.0)))
+    return math.sqrt(sum(squares) / len(squares) / math.comb(20, 10))

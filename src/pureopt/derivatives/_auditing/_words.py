@@ -98,9 +98,11 @@ def outputs(tree: Any) -> list[Tensor]:
 
 def judge(path: Path, key: Tensor, order: int) -> tuple[Word, ...]:
     """Every word up to ``order``, shortest first; the key is for the weights."""
+    found = outputs(path.f(*path.at(_time(path))))
+    eps = max(torch.finfo(y.dtype).eps for y in found)
     weights = [
         normal(fold_in(key, i), y.shape, dtype=torch.float64).to(y.device)
-        for i, y in enumerate(outputs(path.f(*path.at(_time(path)))))
+        for i, y in enumerate(found)
     ]
     phi = _weighted(path, path.f, weights)
     mended = _weighted(path, exact(path.f), weights)
@@ -108,7 +110,7 @@ def judge(path: Path, key: Tensor, order: int) -> tuple[Word, ...]:
     with warnings.catch_warnings():
         # That torch falls back to something slow is no news here.
         warnings.simplefilter("ignore")
-        references = differences(lambda s: _value(phi, "", t + s)[0], order)
+        references = differences(lambda s: _value(phi, "", t + s)[0], order, eps)
         return tuple(
             _word("".join(letters), phi, mended, references, t)
             for n in range(1, order + 1)

@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pureopt.derivatives._exactness._numeric import Table
 from pureopt.derivatives._exactness._elementwise import ELEMENTWISE
 from pureopt.derivatives._exactness._losses import LOSSES
-
+from pureopt.derivatives._exactness._numeric import KERNELS, Table
 
 # Traced, the functions of `torch._C._nn` are not shown to a mode: where a body looks them
 # up it finds the compositions.
-_KERNELS = {f.__name__: g for f, g in {**ELEMENTWISE, **LOSSES}.items()}
-_NN = SimpleNamespace(**{**vars(torch._C._nn), **_KERNELS})
+_MENDED = {f.__name__: g for f, g in {**ELEMENTWISE, **LOSSES}.items()}
+_NN = SimpleNamespace(**{**vars(KERNELS), **_MENDED})
 _TORCH = SimpleNamespace(**{**vars(torch), "_C": SimpleNamespace(_nn=_NN)})
 
 
@@ -34,7 +33,7 @@ def _body(function: Callable[..., Any]) -> Callable[..., Any]:
     names = {k: v for k, v in vars(F).items() if k != "__name__"}
     asks = [name for name in names if name.startswith("has_torch_function")]
     names |= dict.fromkeys(asks, _asks_nobody)
-    if code.__name__ in _KERNELS:
+    if code.__name__ in _MENDED:
         names["torch"] = _TORCH
     body = FunctionType(
         code.__code__, names, code.__name__, code.__defaults__, code.__closure__

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.return_types import linalg_slogdet
 
-from pureopt.derivatives._exactness._numeric import Table
+from pureopt.derivatives._exactness._numeric import RESULTS, Table
 from pureopt.derivatives._exactness._products import product
 
 # So many singular values may be zero where a determinant has right derivatives.
@@ -62,12 +61,12 @@ def _parity(pivots: Tensor, like: Tensor) -> Tensor:
     return torch.where(odd, -1.0, 1.0).to(like.dtype)
 
 
-def slogdet(A: Float[Tensor, "*batch n n"]) -> linalg_slogdet:
+def slogdet(A: Float[Tensor, "*batch n n"]) -> tuple[Tensor, Tensor]:
     r"""``torch.linalg.slogdet``: :math:`\sum_i \log |u_{ii}|`, and the sign of the product."""
     lu, pivots, _ = torch.linalg.lu_factor_ex(A)
     pivot = lu.diagonal(dim1=-2, dim2=-1)
     sign = product(pivot.sgn()) * _parity(pivots, lu)
-    return linalg_slogdet((sign, pivot.abs().log().sum(-1)))
+    return RESULTS.linalg_slogdet((sign, pivot.abs().log().sum(-1)))
 
 
 def logdet(A: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:

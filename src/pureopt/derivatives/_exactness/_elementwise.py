@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._exactness._numeric import Table
+from pureopt.derivatives._exactness._numeric import KERNELS, Table
 
 
 def hardsigmoid(input: Tensor) -> Tensor:  # noqa: A002
@@ -32,8 +32,8 @@ def polar(abs: Tensor, angle: Tensor) -> Tensor:  # noqa: A002
 
 
 ELEMENTWISE: Table = {
-    torch._C._nn.hardsigmoid: hardsigmoid,
-    torch._C._nn.glu: glu,
+    KERNELS.hardsigmoid: hardsigmoid,
+    KERNELS.glu: glu,
     **dict.fromkeys((torch.copysign, torch.Tensor.copysign), copysign),
     torch.polar: polar,
 }

@@ -8,14 +8,11 @@ from math import prod
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.return_types import linalg_solve_ex, triangular_solve as _Triangular
 
-from pureopt.derivatives._exactness._numeric import Table
+from pureopt.derivatives._exactness._numeric import RESULTS, Table
 
 
-def solve(
-    A: Float[Tensor, "*batch n n"], B: Tensor, *, left: bool = True
-) -> Tensor:
+def solve(A: Float[Tensor, "*batch n n"], B: Tensor, *, left: bool = True) -> Tensor:
     """``torch.linalg.solve`` by an LU factorization."""
     return solve_ex(A, B, left=left, check_errors=True)[0]
 
@@ -26,13 +23,13 @@ def solve_ex(
     *,
     left: bool = True,
     check_errors: bool = False,
-) -> linalg_solve_ex:
+) -> tuple[Tensor, Tensor]:
     """``torch.linalg.solve_ex`` by an LU factorization."""
     vector = _is_vector(A, B)
     lu, pivots, info = torch.linalg.lu_factor_ex(A, check_errors=check_errors)
     b = B.unsqueeze(-1) if vector else B
     x = torch.linalg.lu_solve(lu, pivots, b, left=left or vector)
-    return linalg_solve_ex((x.squeeze(-1) if vector else x, info))
+    return RESULTS.linalg_solve_ex((x.squeeze(-1) if vector else x, info))
 
 
 def _is_vector(A: Tensor, B: Tensor) -> bool:
@@ -40,12 +37,11 @@ def _is_vector(A: Tensor, B: Tensor) -> bool:
     return B.dim() == 1 or (A.dim() - 1 == B.dim() and B.shape == A.shape[:-1])
 
 
-def tensorsolve(
-    A: Tensor, B: Tensor, dims: Sequence[int] | None = None
-) -> Tensor:
+def tensorsolve(A: Tensor, B: Tensor, dims: Sequence[int] | None = None) -> Tensor:
     """``torch.linalg.tensorsolve``: a system of reshaped tensors."""
     if dims is not None:
-        A = A.movedim(tuple(dims), tuple(range(A.dim() - len(dims), A.dim())))
+        last = tuple(range(A.dim() - len(dims), A.dim()))
+        return tensorsolve(A.movedim(tuple(dims), last), B)
     shape = A.shape[B.dim() :]
     n = prod(shape)
     return solve(A.reshape(n, n), B.reshape(n)).reshape(shape)
@@ -73,16 +69,16 @@ def ormqr(
     return _reflected(input, tau, other.mH, adjoint=not transpose).mH
 
 
-def _reflected(A: Tensor, tau: Tensor, C: Tensor, *, adjoint: bool) -> Tensor:
-    """``H_1 ... H_k C`` with ``H_i = I - tau_i v_i v_i^H``, one reflection at a time."""
+def _reflected(A: Tensor, tau: Tensor, c: Tensor, *, adjoint: bool) -> Tensor:
+    """``H_1 ... H_k c`` with ``H_i = I - tau_i v_i v_i^H``, one reflection at a time."""
     k = tau.shape[-1]
     below = A.tril(-1)
     unit = torch.eye(*A.shape[-2:], dtype=A.dtype, device=A.device)
     for i in range(k) if adjoint else reversed(range(k)):
         v = (below[..., :, i] + unit[:, i]).unsqueeze(-1)
         scale = tau[..., i, None, None]
-        C = C - (scale.conj() if adjoint else scale) * v @ (v.mH @ C)
-    return C
+        c = c - (scale.conj() if adjoint else scale) * v @ (v.mH @ c)
+    return c
 
 
 def cholesky_solve(
@@ -108,7 +104,7 @@ def triangular_solve(
     upper: bool = True,
     transpose: bool = False,
     unitriangular: bool = False,
-) -> _Triangular:
+) -> tuple[Tensor, Tensor]:
     """``torch.triangular_solve``, by the function that replaced it."""
     x = torch.linalg.solve_triangular(
         A.mT if transpose else A,
@@ -116,7 +112,7 @@ def triangular_solve(
         upper=upper != transpose,
         unitriangular=unitriangular,
     )
-    return _Triangular((x, A.clone()))
+    return RESULTS.triangular_solve((x, A.clone()))
 
 
 LINALG: Table = {
@@ -128,7 +124,9 @@ LINALG: Table = {
         householder_product,
     ),
     **dict.fromkeys((torch.ormqr, torch.Tensor.ormqr), ormqr),
-    **dict.fromkeys((torch.cholesky_solve, torch.Tensor.cholesky_solve), cholesky_solve),
+    **dict.fromkeys(
+        (torch.cholesky_solve, torch.Tensor.cholesky_solve), cholesky_solve
+    ),
     **dict.fromkeys(
         (torch.cholesky_inverse, torch.Tensor.cholesky_inverse), cholesky_inverse
     ),

@@ -10,7 +10,12 @@ import math
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._exactness._numeric import Table, reduced, softplus
+from pureopt.derivatives._exactness._numeric import (
+    KERNELS,
+    Table,
+    reduced,
+    softplus,
+)
 
 # What torch takes for the logarithm of a probability that is smaller than its exponential.
 _LEAST_LOG = -100.0
@@ -92,7 +97,9 @@ def multi_margin_loss(
 def multilabel_margin_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:  # noqa: A002
     """``F.multilabel_margin_loss``: labels count up to the first ``-1``."""
     if not input.dim():
-        return multilabel_margin_loss(input.unsqueeze(0), target.unsqueeze(0), reduction)
+        return multilabel_margin_loss(
+            input.unsqueeze(0), target.unsqueeze(0), reduction
+        )
     classes = torch.arange(input.shape[-1], device=input.device)
     listed = (target >= 0).long().cumprod(-1).bool()
     is_label = (target.unsqueeze(-1) == classes) & listed.unsqueeze(-1)
@@ -104,11 +111,11 @@ def multilabel_margin_loss(input: Tensor, target: Tensor, reduction: int = 1) ->
 
 
 LOSSES: Table = {
-    torch._C._nn.mse_loss: mse_loss,
-    torch._C._nn.huber_loss: huber_loss,
-    torch._C._nn.soft_margin_loss: soft_margin_loss,
-    torch._C._nn.binary_cross_entropy: binary_cross_entropy,
+    KERNELS.mse_loss: mse_loss,
+    KERNELS.huber_loss: huber_loss,
+    KERNELS.soft_margin_loss: soft_margin_loss,
+    KERNELS.binary_cross_entropy: binary_cross_entropy,
     torch.binary_cross_entropy_with_logits: binary_cross_entropy_with_logits,
-    torch._C._nn.multi_margin_loss: multi_margin_loss,
-    torch._C._nn.multilabel_margin_loss: multilabel_margin_loss,
+    KERNELS.multi_margin_loss: multi_margin_loss,
+    KERNELS.multilabel_margin_loss: multilabel_margin_loss,
 }

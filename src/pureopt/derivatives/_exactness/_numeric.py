@@ -11,6 +11,11 @@ from torch import Tensor
 # From a function of torch to the composition that stands for it.
 Table = dict[Callable[..., Any], Callable[..., Any]]
 
+# Where `torch.nn.functional` finds the kernels that have no public name.
+KERNELS: Any = vars(torch._C)["_nn"]  # noqa: SLF001
+# The named tuples that torch's functions return.
+RESULTS: Any = torch.return_types
+
 
 def widened(x: Tensor) -> Tensor:
     """``x``; half precision in float32, in which torch's kernels compute it too."""

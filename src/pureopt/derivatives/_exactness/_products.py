@@ -78,16 +78,14 @@ def _scan(op: Callable[..., Tensor], x: Tensor, dim: int) -> Tensor:
     """All prefixes, in as many rounds as their number has binary digits.
 
     References:
-        Hillis and Steele (1986), "Data parallel algorithms", p. 1173.
+        Hillis and Steele (1986), "Data parallel algorithms".
     """
     if not x.dim():
         return x.clone()
     y = x.movedim(dim, -1)
     shift = 1
     while shift < y.shape[-1]:
-        y = torch.cat(
-            [y[..., :shift], op(y[..., :-shift], y[..., shift:])], -1
-        )
+        y = torch.cat([y[..., :shift], op(y[..., :-shift], y[..., shift:])], -1)
         shift *= 2
     return y.movedim(-1, dim)
 
@@ -158,6 +156,8 @@ PRODUCTS: Table = {
     **dict.fromkeys((torch.cumprod, torch.Tensor.cumprod), cumprod),
     **dict.fromkeys((torch.logcumsumexp, torch.Tensor.logcumsumexp), logcumsumexp),
     **dict.fromkeys((torch.logaddexp, torch.Tensor.logaddexp), logaddexp),
-    **dict.fromkeys((torch.scatter_reduce, torch.Tensor.scatter_reduce), scatter_reduce),
+    **dict.fromkeys(
+        (torch.scatter_reduce, torch.Tensor.scatter_reduce), scatter_reduce
+    ),
     **dict.fromkeys((torch.index_reduce, torch.Tensor.index_reduce), index_reduce),
 }

@@ -92,7 +92,9 @@ def _powers(x: Tensor, p: float) -> Tensor:
         return squares(x) ** (p / 2)
     size = x.abs()
     zero = size == 0
-    return torch.where(zero, 0.0 if p > 0 else torch.inf, torch.where(zero, 1.0, size) ** p)
+    return torch.where(
+        zero, 0.0 if p > 0 else torch.inf, torch.where(zero, 1.0, size) ** p
+    )
 
 
 def _dims(x: Tensor, dim: Dims) -> tuple[int, ...]:
@@ -148,7 +150,7 @@ def p_norm(
     return vector_norm(input, order, dim, keepdim, dtype=dtype)
 
 
-def frobenius_norm(A: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
+def frobenius_norm(A: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
     """``torch.frobenius_norm``."""
     return vector_norm(A, 2, dim, keepdim)
 

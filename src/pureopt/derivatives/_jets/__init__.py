@@ -1,5 +1,9 @@
 """Taylor mode: the jet, its algebra, and one module of rules for each family."""
 
+# The modules of rules are imported for what they register.
+# ruff: noqa: F401
+# pyright: reportUnusedImport=false
+
 from pureopt.derivatives._jets import (
     _activations,
     _arithmetic,

@@ -88,9 +88,7 @@ def _linear_at(f: Callable[..., Any], jets: Sequence[Jet], k: int) -> Any:
     return f(*filled)
 
 
-def later(
-    x: Jet, k: int, make: Callable[[], Coefficient]
-) -> Coefficient | Later:
+def later(x: Jet, k: int, make: Callable[[], Coefficient]) -> Coefficient | Later:
     """What ``make()`` gives, put off where it has many directions.
 
     The last of these, the gradient of the output, are often not asked for.

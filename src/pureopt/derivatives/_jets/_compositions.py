@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from pureopt.derivatives._exactness._scope import REPLACEMENTS
-from pureopt.derivatives._jets._jet import METHODS, RULES
+from pureopt.derivatives._jets._jet import RULES, WRITTEN_IN_PYTHON
 
 
 def _asks_nobody(*args: Any) -> bool:
@@ -53,11 +53,6 @@ def _body(function: types.FunctionType, names: dict[str, Any]) -> Callable[..., 
 for _op, _rule in {**_bodies(F), **_bodies(torch.functional), **REPLACEMENTS}.items():
     RULES.setdefault(_op, _rule)
 RULES.setdefault(torch.Tensor.norm, RULES[torch.norm])
-RULES.setdefault(torch.Tensor.split, RULES[torch.split])
 
-_METHODS = [
-    getattr(torch.Tensor, name)
-    for name, method in vars(torch.Tensor).items()
-    if isinstance(method, types.FunctionType)
-]
-METHODS += [(method, RULES[method]) for method in _METHODS if method in RULES]
+_METHODS = [f for f in vars(torch.Tensor).values() if isinstance(f, types.FunctionType)]
+WRITTEN_IN_PYTHON.extend((m, RULES[m]) for m in _METHODS if m in RULES)

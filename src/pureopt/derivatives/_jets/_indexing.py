@@ -1,5 +1,9 @@
 """Rules of indexing: reading at positions that do not depend on the variable."""
 
+# The stubs of torch do not know that a jet may stand in for a tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,7 +19,12 @@ from pureopt.derivatives._jets._shapes import value_of
 
 linear_in_first(
     spellings(
-        "__getitem__", "index_select", "take_along_dim", "gather", "masked_select", "take"
+        "__getitem__",
+        "index_select",
+        "take_along_dim",
+        "gather",
+        "masked_select",
+        "take",
     )
 )
 

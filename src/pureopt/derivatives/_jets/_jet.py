@@ -13,6 +13,7 @@ from pureopt._errors import DerivativeError
 Coefficient: TypeAlias = Tensor | None
 """A coefficient of a series; ``None`` is zero, known as such before anything runs."""
 
+
 class Later:
     """A coefficient that is computed when it is first asked for, if ever."""
 
@@ -35,16 +36,16 @@ RULES: dict[Callable[..., Any], Rule] = {}
 """What to do in the place of each torch function when an argument is a jet."""
 
 
-METHODS: list[tuple[Callable[..., Any], Rule]] = []
-"""Those of the methods of tensors that are written in Python, once more.
+WRITTEN_IN_PYTHON: list[tuple[Callable[..., Any], Rule]] = []
+"""The rules of methods of tensors and of users' functions in Python, newest first.
 
 The compiler finds these by identity, not in a dict.
 """
 
 
-def _of_method(func: Callable[..., Any]) -> Rule | None:
-    for method, rule in METHODS:
-        if func is method:
+def _by_identity(func: Callable[..., Any]) -> Rule | None:
+    for known, rule in WRITTEN_IN_PYTHON:
+        if func is known:
             return rule
     return None
 
@@ -108,7 +109,7 @@ class Jet:
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        rule = RULES.get(func) or _of_method(func)
+        rule = _by_identity(func) or RULES.get(func)
         if rule is None:
             raise missing(func)
         if kwargs and kwargs.get("out") is not None:

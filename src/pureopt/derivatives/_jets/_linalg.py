@@ -3,6 +3,10 @@
 Every order costs products with matrices and one solution with the factors of the value.
 """
 
+# The stubs of torch do not know that a jet may stand in for a tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import functools
@@ -84,8 +88,15 @@ def solve(A: Any, B: Any, *, left: bool = True) -> Any:
         return solve(a, b.unsqueeze(-1)).squeeze(-1)
     if not left:
         return solve(a.mT, b.mT).mT
-    factors = torch.linalg.lu_factor(a.value)
-    return _solved(a, _batched(a, b), lambda c: torch.linalg.lu_solve(*factors, c))
+    packed, pivots = torch.linalg.lu_factor(a.value)
+
+    def back(c: Tensor) -> Tensor:
+        # Expanded, because under vmap the kernel broadcasts its arguments wrongly.
+        batch = c.shape[:-2]
+        factors = packed.expand(*batch, -1, -1), pivots.expand(*batch, -1)
+        return torch.linalg.lu_solve(*factors, c)
+
+    return _solved(a, _batched(a, b), back)
 
 
 @rule("linalg.inv", "inverse")
@@ -132,13 +143,13 @@ def cholesky_ex(
         the first order.
     """
     value, info = torch.linalg.cholesky_ex(A.value, check_errors=check_errors)
-    a, L = linear(lambda c: (c + c.mT) / 2, A), like(A, value, [])
+    a, factor = linear(lambda c: (c + c.mT) / 2, A), like(A, value, [])
     for k in range(1, A.order + 1):
-        rest = _convolved(L, linear(lambda c: c.mT, L), k, 1, k - 1)
+        rest = _convolved(factor, factor.mT, k, 1, k - 1)
         top = plus(series(a)[k], scaled(rest, -1))
         new = None if top is None else torch.matmul(value, _lower_half(value, top))
-        L = like(A, value, [*L.coefficients, new])
-    return CholeskyFactor(L.mT if upper else L, info)
+        factor = like(A, value, [*factor.coefficients, new])
+    return CholeskyFactor(factor.mT if upper else factor, info)
 
 
 def _lower_half(L: Tensor, R: Tensor) -> Tensor:
@@ -169,9 +180,10 @@ def lu_factor_ex(
         A.value, pivot=pivot, check_errors=check_errors
     )
     P, L0, U0 = torch.lu_unpack(packed, pivots)
-    a, L, U = linear(lambda c: P.mT @ c, A), like(A, L0, []), like(A, U0, [])
+    a = linear(lambda c: P.mT @ c, A)
+    low, up = like(A, L0, []), like(A, U0, [])
     for k in range(1, A.order + 1):
-        top = plus(series(a)[k], scaled(_convolved(L, U, k, 1, k - 1), -1))
+        top = plus(series(a)[k], scaled(_convolved(low, up, k, 1, k - 1), -1))
         below = above = None
         if top is not None:
             right = torch.linalg.solve_triangular(U0, top, upper=True, left=False)
@@ -179,9 +191,9 @@ def lu_factor_ex(
                 L0, right, upper=False, unitriangular=True
             )
             below, above = L0 @ M.tril(-1), M.triu() @ U0
-        L = like(A, L0, [*L.coefficients, below])
-        U = like(A, U0, [*U.coefficients, above])
-    both = [plus(x, y) for x, y in zip(L.coefficients, U.coefficients, strict=True)]
+        low = like(A, L0, [*low.coefficients, below])
+        up = like(A, U0, [*up.coefficients, above])
+    both = [plus(x, y) for x, y in zip(low.coefficients, up.coefficients, strict=True)]
     return LuFactorEx(like(A, packed, both), pivots, info)
 
 
@@ -206,7 +218,9 @@ def lu_solve(
         return torch.matmul(
             P, solve_triangular(lower.mT, half, upper=True, unitriangular=True)
         )
-    half = solve_triangular(lower, torch.matmul(P.mT, b), upper=False, unitriangular=True)
+    half = solve_triangular(
+        lower, torch.matmul(P.mT, b), upper=False, unitriangular=True
+    )
     return solve_triangular(upper, half, upper=True)
 
 
@@ -243,7 +257,7 @@ def matrix_exp(A: Jet) -> Jet:
     if all(c is None for c in u[1:]):
         return like(A, value, u[1:])
     rows = _exponential_of(u[: last + 1], A, last)
-    coefficients: list[Coefficient] = rows[1:]
+    coefficients: list[Coefficient] = [*rows[1:]]
     if last < A.order:
         # The coefficient that is a sum enters linearly; the others for each direction.
         total = _exponential_of([*u[: last + 1], None], A, last + 1)[-1]
@@ -273,4 +287,5 @@ def _exponential_of(u: Sequence[Coefficient], A: Jet, laned: int) -> list[Tensor
 def lu(A: Jet, *, pivot: bool = True) -> tuple[Tensor, Jet, Jet]:
     LU, pivots, _ = lu_factor_ex(A, pivot=pivot)
     P, L, _ = torch.lu_unpack(value_of(LU), pivots)
-    return P, like(A, L, torch.tril(LU, -1).coefficients), torch.triu(LU)
+    below: Any = torch.tril(LU, -1)
+    return P, like(A, L, below.terms), torch.triu(LU)

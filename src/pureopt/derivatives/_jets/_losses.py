@@ -1,8 +1,13 @@
-"""Rules of the kernels of losses that are not compositions already.
+"""Rules of losses; those of them that are compositions already are not here.
 
-``F`` checks the arguments and calls them; ``reduction`` is the number that it makes of the
-word: 0, 1 or 2.
+Those of ``F`` whose kernels the compiler does not let a jet stand in for stand for the
+functions of ``F``, the others for the kernels in ``torch``, to which ``F`` gives the
+reduction as a number.
 """
+
+# The stubs of torch do not know that a jet may stand in for a tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportReturnType=false
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pureopt._errors import DerivativeError
+from pureopt.derivatives._exactness import _losses
 from pureopt.derivatives._exactness._numeric import reduced
 from pureopt.derivatives._jets._jet import RULES
 from pureopt.derivatives._jets._register import rule
@@ -19,99 +26,191 @@ from pureopt.derivatives._jets._shapes import value_of
 
 _ENUM = {"none": 0, "mean": 1, "sum": 2}
 
-_kernels: Any = torch._C._nn  # noqa: SLF001  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]
+
+def _number(reduction: str, *legacy: bool | None) -> int:
+    """The number of a reduction; the two flags that preceded it are refused."""
+    if any(flag is not None for flag in legacy):
+        raise DerivativeError(
+            "jet(f=...)",
+            "name the reduction of a loss",
+            "`size_average` or `reduce`",
+            "Use `reduction='mean'`, `'sum'` or `'none'`.",
+        )
+    if reduction not in _ENUM:
+        where, got = "jet(f=...)", f"`reduction={reduction!r}`"
+        raise DerivativeError(where, "reduce by 'mean', 'sum' or 'none'", got)
+    return _ENUM[reduction]
 
 
-def l1_loss(input: Any, target: Any, reduction: int = 1) -> Any:  # noqa: A002
-    return reduced(torch.abs(input - target), reduction)
+@rule("mse_loss")
+def mse_loss(
+    input: Any,  # noqa: A002
+    target: Any,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Any = None,
+) -> Any:
+    how = _number(reduction, size_average, reduce)
+    gap = torch.square(input - target)
+    return _weighted(gap, weight, how)
 
 
-def smooth_l1_loss(input: Any, target: Any, reduction: int = 1, beta: float = 1) -> Any:  # noqa: A002
+def _weighted(loss: Any, weight: Any, how: int) -> Any:
+    """With weights the mean is weighted."""
+    if weight is None:
+        return reduced(loss, how)
+    loss = loss * weight
+    return loss.sum() / weight.sum() if how == 1 else reduced(loss, how)
+
+
+@rule("l1_loss")
+def l1_loss(
+    input: Any,  # noqa: A002
+    target: Any,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Any = None,
+) -> Any:
+    how = _number(reduction, size_average, reduce)
+    return _weighted(torch.abs(input - target), weight, how)
+
+
+@rule("smooth_l1_loss")
+def smooth_l1_loss(
+    input: Any,  # noqa: A002
+    target: Any,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    beta: float = 1.0,
+) -> Any:
+    how = _number(reduction, size_average, reduce)
     gap = input - target
     size = torch.abs(gap)
+    if not beta:
+        return reduced(size, how)
     near = value_of(size) < beta
-    return reduced(
-        torch.where(near, torch.square(gap) * (0.5 / beta), size - 0.5 * beta),
-        reduction,
-    )
+    quadratic = torch.square(gap) * (0.5 / beta)
+    return reduced(torch.where(near, quadratic, size - 0.5 * beta), how)
 
 
-def nll_loss_nd(
+@rule("huber_loss")
+def huber_loss(
     input: Any,  # noqa: A002
-    target: Tensor,
+    target: Any,
+    reduction: str = "mean",
+    delta: float = 1.0,
     weight: Any = None,
-    reduction: int = 1,
-    ignore_index: int = -100,
 ) -> Any:
-    dim = 0 if input.dim() == 1 else 1
-    used = target != ignore_index
-    safe = torch.where(used, target, 0)
-    chosen = torch.gather(input, dim, safe.unsqueeze(dim)).squeeze(dim)
-    share = used.to(input.dtype)
-    if weight is not None:
-        share = share * weight.index_select(0, safe.reshape(-1)).reshape(safe.shape)
-    loss = torch.where(used, -chosen * share, 0.0)
-    return loss.sum() / share.sum() if reduction == 1 else reduced(loss, reduction)
+    loss = _losses.huber_loss(input, target, 0, delta)
+    return reduced(loss if weight is None else loss * weight, _number(reduction))
 
 
-def cross_entropy_loss(
+@rule("soft_margin_loss")
+def soft_margin_loss(
+    input: Any,  # noqa: A002
+    target: Any,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Any:
+    how = _number(reduction, size_average, reduce)
+    return _losses.soft_margin_loss(input, target, how)
+
+
+@rule("binary_cross_entropy")
+def binary_cross_entropy(
     input: Any,  # noqa: A002
     target: Any,
     weight: Any = None,
-    reduction: int = 1,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Any:
+    how = _number(reduction, size_average, reduce)
+    return _losses.binary_cross_entropy(input, target, weight, how)
+
+
+@rule("nll_loss")
+def nll_loss(
+    input: Any,  # noqa: A002
+    target: Tensor,
+    weight: Any = None,
+    size_average: bool | None = None,
     ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Any:
+    how = _number(reduction, size_average, reduce)
+    return _chosen(input, target, _shares(input, target, weight, ignore_index), how)
+
+
+def _classes(x: Any) -> int:
+    """The dimension of the classes."""
+    return 0 if len(x.shape) == 1 else 1
+
+
+def _shares(x: Any, target: Tensor, weight: Any, ignored: int) -> Any:
+    """How much each label counts."""
+    used = target != ignored
+    share = used.to(x.dtype)
+    if weight is None:
+        return share
+    safe = torch.where(used, target, 0)
+    return weight.index_select(0, safe.reshape(-1)).reshape(safe.shape) * share
+
+
+def _chosen(log_p: Any, target: Tensor, share: Any, how: int) -> Any:
+    dim, used = _classes(log_p), value_of(share) != 0
+    safe = torch.where(used, target, 0).unsqueeze(dim)
+    chosen = torch.gather(log_p, dim, safe).squeeze(dim)
+    # Where a label does not count its probability may be zero.
+    return _mean_over(torch.where(used, -chosen, 0.0) * share, share, how)
+
+
+def _mean_over(loss: Any, share: Any, how: int) -> Any:
+    return loss.sum() / share.sum() if how == 1 else reduced(loss, how)
+
+
+@rule("cross_entropy")
+def cross_entropy(
+    input: Any,  # noqa: A002
+    target: Any,
+    weight: Any = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Any:
-    dim = 0 if input.dim() == 1 else 1
+    how, dim = _number(reduction, size_average, reduce), _classes(input)
     log_p = torch.log_softmax(input, dim)
+    scale = weight
+    if weight is not None:
+        scale = weight.reshape(-1, *[1] * (len(input.shape) - dim - 1))
+    n = input.shape[dim]
     if target.dtype.is_floating_point:
-        return _soft(log_p, target, weight, reduction, label_smoothing, dim)
-    hard = nll_loss_nd(log_p, target, weight, reduction, ignore_index)
+        soft = target * (1 - label_smoothing) + label_smoothing / n
+        each = -(log_p * soft if scale is None else log_p * soft * scale).sum(dim)
+        return each.sum() / math.prod(each.shape) if how == 1 else reduced(each, how)
+    share = _shares(input, target, weight, ignore_index)
+    hard = _chosen(log_p, target, share, how)
     if not label_smoothing:
         return hard
-    scale = _along(weight, dim, log_p)
-    all_classes = -(log_p if scale is None else log_p * scale).sum(dim)
-    smooth = torch.where(target != ignore_index, all_classes, 0.0)
-    if reduction == 1:
-        used = target != ignore_index
-        share = used.to(log_p.dtype)
-        if weight is not None:
-            safe = torch.where(used, target, 0)
-            share = weight.index_select(0, safe.reshape(-1)).reshape(safe.shape) * share
-        smooth = smooth.sum() / share.sum()
-    else:
-        smooth = reduced(smooth, reduction)
-    rest = label_smoothing / input.shape[dim]
-    return hard * (1 - label_smoothing) + smooth * rest
+    every = -(log_p if scale is None else log_p * scale).sum(dim)
+    smooth = _mean_over(torch.where(target != ignore_index, every, 0.0), share, how)
+    return hard * (1 - label_smoothing) + smooth * (label_smoothing / n)
 
 
-def _along(weight: Any, dim: int, like: Any) -> Any:
-    """The weights of classes, beside a tensor that has them along ``dim``."""
-    return weight if weight is None else weight.reshape(-1, *[1] * (like.dim() - dim - 1))
-
-
-def _soft(
-    log_p: Any, target: Any, weight: Any, reduction: int, smoothing: float, dim: int
+def kl_div(
+    input: Any,  # noqa: A002
+    target: Any,
+    reduction: int = 1,
+    *,
+    log_target: bool = False,
 ) -> Any:
-    """The cross entropy with probabilities as targets."""
-    n = log_p.shape[dim]
-    if smoothing:
-        target = target * (1 - smoothing) + smoothing / n
-    scale = _along(weight, dim, log_p)
-    each = -(log_p * target if scale is None else log_p * scale * target).sum(dim)
-    if reduction == 1:
-        return each.sum() / max(1, math.prod(each.shape))
-    return reduced(each, reduction)
-
-
-for _name, _rule in (
-    ("l1_loss", l1_loss), ("smooth_l1_loss", smooth_l1_loss),
-    ("nll_loss_nd", nll_loss_nd), ("cross_entropy_loss", cross_entropy_loss),
-):  # fmt: skip
-    RULES[getattr(_kernels, _name)] = _rule
-
-
-def kl_div(input: Any, target: Any, reduction: int = 1, *, log_target: bool = False) -> Any:  # noqa: A002
     if log_target:
         return reduced(torch.exp(target) * (target - input), reduction)
     return reduced(torch.xlogy(target, target) - target * input, reduction)
@@ -130,7 +229,9 @@ def poisson_nll_loss(
     else:
         loss = input - target * torch.log(input + eps)
     if full:
-        stirling = target * torch.log(target) - target + 0.5 * torch.log(target * math.tau)
+        stirling = (
+            target * torch.log(target) - target + torch.log(target * math.tau) / 2
+        )
         loss = loss + torch.where(value_of(target) > 1, stirling, 0.0)
     return reduced(loss, reduction)
 
@@ -189,4 +290,4 @@ def gaussian_nll_loss(
     loss = (torch.log(var) + torch.square(input - target) / var) * 0.5
     if full:
         loss = loss + 0.5 * math.log(math.tau)
-    return reduced(loss, _ENUM[reduction])
+    return reduced(loss, _number(reduction))

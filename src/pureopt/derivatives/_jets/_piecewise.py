@@ -4,6 +4,10 @@ The derivatives are those of the piece that holds the value. On a border they ar
 torch's own are.
 """
 
+# The stubs of torch do not know that a jet may stand in for a tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -82,7 +86,10 @@ def fmin(input: Any, other: Any) -> Jet:  # noqa: A002
 
 
 def _less_whole(
-    op: Callable[..., Tensor], rounding: str, input: Any, other: Any  # noqa: A002
+    op: Callable[..., Tensor],
+    rounding: str,
+    input: Any,  # noqa: A002
+    other: Any,
 ) -> Jet:
     """``input - n * other`` for the whole number ``n`` that ``op`` takes off."""
     a, b = _sides(input, other)

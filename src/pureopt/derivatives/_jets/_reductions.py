@@ -1,5 +1,9 @@
 """Rules of reductions and scans."""
 
+# The stubs of torch do not know that a jet may stand in for a tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import math
@@ -81,14 +85,14 @@ def log_softmax(
 def logsumexp(input: Jet, dim: Dims, keepdim: bool = False) -> Jet:  # noqa: A002
     dims = _dims(input, dim)
     shifted, _ = _shifted(input, dims)
-    y = torch.log(torch.exp(shifted).sum(dims, keepdim=keepdim))
+    y: Any = torch.log(torch.exp(shifted).sum(dims, keepdim=keepdim))
     return like(input, torch.logsumexp(input.value, dims, keepdim), y.terms)
 
 
 @rule("logaddexp2")
 def logaddexp2(input: Any, other: Any) -> Jet:  # noqa: A002
     log_2 = math.log(2)
-    y = torch.logaddexp(input * log_2, other * log_2) / log_2
+    y: Any = torch.logaddexp(input * log_2, other * log_2) / log_2
     first = belongs(input, other)
     a, b = lift(first, input), lift(first, other)
     return like(first, torch.logaddexp2(a.value, b.value), y.terms)
@@ -120,7 +124,7 @@ def _spread_of(
         n *= x.shape[d]
     mean = x.mean(dims, keepdim=True)
     centered = x - mean
-    total = torch.square(centered).sum(dims, keepdim=keepdim)
+    total: Any = torch.square(centered).sum(dims, keepdim=keepdim)
     degrees = max(0.0, n - (1.0 if correction is None else correction))
     # A division by zero is NaN, as torch has it.
     variance = total / degrees if degrees else total / total.value.new_zeros(())

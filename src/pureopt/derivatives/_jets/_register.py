@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from pureopt._errors import DerivativeError, told
 from pureopt.derivatives._jets._algebra import elementwise, linear, univariate
-from pureopt.derivatives._jets._jet import RULES, Jet, Rule
+from pureopt.derivatives._jets._jet import RULES, WRITTEN_IN_PYTHON, Jet, Rule
 
 R = TypeVar("R", bound=Callable[..., Any])
 
@@ -91,7 +92,7 @@ def register_jet(op: Callable[..., Any], rule: Callable[..., Any]) -> None:
     """
     _check("register_jet(op=...)", op)
     _check("register_jet(rule=...)", rule)
-    RULES.update(dict.fromkeys(_spelled(op), rule))
+    _learn(op, rule)
 
 
 def register_jet_derivative(
@@ -112,13 +113,11 @@ def register_jet_derivative(
     Example:
         >>> import torch
         >>> import pureopt as po
-        >>> po.derivatives.register_jet_derivative(
-        ...     torch.special.ndtri,
-        ...     lambda x, y: (2 * torch.pi) ** 0.5 * torch.exp(y * y / 2),
-        ... )
-        >>> x = torch.tensor(0.5)
-        >>> po.derivatives.nth_derivative(torch.special.ndtri, 3)(x)
-        tensor(15.7496)
+        >>> j0 = torch.special.spherical_bessel_j0  # sin(x) / x
+        >>> po.derivatives.register_jet_derivative(j0, lambda x, y: (x.cos() - y) / x)
+        >>> x = torch.tensor(1.0)
+        >>> po.derivatives.nth_derivative(j0, 2)(x)
+        tensor(-0.2391)
     """
     _check("register_jet_derivative(op=...)", op)
     _check("register_jet_derivative(derivative=...)", derivative)
@@ -126,7 +125,14 @@ def register_jet_derivative(
     def apply(x: Jet, *args: Any) -> Jet:
         return elementwise(x, op(x.value, *args), lambda u, y: derivative(u, y, *args))
 
-    RULES.update(dict.fromkeys(_spelled(op), univariate(apply)))
+    _learn(op, univariate(apply))
+
+
+def _learn(op: Callable[..., Any], rule: Rule) -> None:
+    """Put the rule where eager and compiled calls find it."""
+    RULES.update(dict.fromkeys(_spelled(op), rule))
+    if isinstance(op, types.FunctionType):
+        WRITTEN_IN_PYTHON.insert(0, (op, rule))
 
 
 def _spelled(op: Any) -> list[Callable[..., Any]]:

@@ -1,5 +1,9 @@
 """Rules of functions that move, copy, drop or convert numbers, and of those that read them."""
 
+# The stubs of torch do not know that a jet may stand in for a tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -79,12 +83,16 @@ def _shaped(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 linear_in_first(spellings(*MOVES))
+# These methods are Python that calls `super`, which the compiler does not trace.
+RULES[Tensor.unflatten] = RULES[torch.unflatten]
+RULES[Tensor.split] = RULES[torch.split]
 for _op in spellings("view_as", "reshape_as", "expand_as"):
     RULES[_op] = _shaped(_op)
 linear_in_first(getattr(Tensor, name).__get__ for name in PROPERTIES)
 for _op in spellings(*READS):
     RULES[_op] = _of_values(_op)
-RULES[Tensor.data.__get__] = value_of
+for _name in ("data",):
+    RULES[getattr(Tensor, _name).__get__] = value_of
 for _op in spellings(*STEPS):
     RULES[_op] = _step(_op)
 
@@ -95,7 +103,9 @@ def _converting(op: Callable[..., Any]) -> Callable[..., Any]:
     def convert(x: Any, *args: Any, **kwargs: Any) -> Any:
         args = tuple(value_of(arg) for arg in args)
         value = op(value_of(x), *args, **kwargs)
-        if not isinstance(x, Jet) or not (value.is_floating_point() or value.is_complex()):
+        if not isinstance(x, Jet) or not (
+            value.is_floating_point() or value.is_complex()
+        ):
             return value
         return linear(lambda c: op(c, *args, **kwargs), x)
 
@@ -153,7 +163,7 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Any, ...]:
 def block_diag(*tensors: Any) -> Any:
     first = _first(tensors)
     jets = [lift(first, x) for x in tensors]
-    return linear(lambda *c: torch.block_diag(*c), *jets)
+    return linear(torch.block_diag, *jets)
 
 
 @rule("where")

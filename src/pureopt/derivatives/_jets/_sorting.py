@@ -3,6 +3,10 @@
 They choose by the values, and the derivatives are those of what is chosen.
 """
 
+# The stubs of torch do not know that a jet may stand in for a tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -15,7 +19,6 @@ from pureopt.derivatives._jets._algebra import like, linear
 from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._piecewise import maximum, minimum
 from pureopt.derivatives._jets._register import rule
-from pureopt.derivatives._jets._shapes import value_of
 
 
 class Selection(NamedTuple):
@@ -104,13 +107,13 @@ rule("nanmedian")(_median(torch.nanmedian))
 rule("mode")(_median(torch.mode))
 
 
-def _shared(
-    x: Jet, value: Tensor, dims: int | Sequence[int], keepdim: bool
-) -> Jet:
+def _shared(x: Jet, value: Tensor, dims: int | Sequence[int], keepdim: bool) -> Jet:
     """The extreme ``value``, kept in its dimensions: the mean of all that are equal."""
     mask = (x.value == value) | (x.value.isnan() & value.isnan())
     share = mask / mask.sum(dims, keepdim=True)
-    y = linear(lambda c: torch.where(mask, c * share, 0.0).sum(dims, keepdim=keepdim), x)
+    y = linear(
+        lambda c: torch.where(mask, c * share, 0.0).sum(dims, keepdim=keepdim), x
+    )
     final = value if keepdim else value.reshape(y.shape)
     return like(x, final, y.terms)
 
@@ -139,7 +142,13 @@ def aminmax(input: Jet, *, dim: int | None = None, keepdim: bool = False) -> Ext
 
 
 @rule("max")
-def max_(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:  # noqa: A002
+def max_(
+    input: Any,  # noqa: A002
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    other: Any = None,
+) -> Any:
     if other is not None or isinstance(dim, Jet | Tensor):
         return maximum(input, dim if other is None else other)
     if dim is None:
@@ -149,7 +158,13 @@ def max_(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = Non
 
 
 @rule("min")
-def min_(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:  # noqa: A002
+def min_(
+    input: Any,  # noqa: A002
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    other: Any = None,
+) -> Any:
     if other is not None or isinstance(dim, Jet | Tensor):
         return minimum(input, dim if other is None else other)
     if dim is None:
@@ -191,8 +206,8 @@ def quantile(
     else:
         y = y.movedim(-1, 0)
     y = y if levels.dim() else y.squeeze(0)
-    where = {"dim": dim, "keepdim": keepdim, "interpolation": interpolation}
-    return like(y, torch.quantile(input.value, value_of(levels), **where), y.terms)
+    nan = x.value.isnan().any(-1).reshape(y.shape[levels.dim() :])
+    return torch.where(nan, torch.nan, y)
 
 
 def _between(x: Jet, at: Tensor, interpolation: str) -> Jet:

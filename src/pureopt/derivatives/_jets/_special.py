@@ -1,5 +1,9 @@
 """Rules of special functions: error functions, gamma functions, entropies."""
 
+# The stubs of torch do not know that a jet may stand in for a tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import math

@@ -9,22 +9,15 @@ import torch
 from torch import Tensor
 
 from pureopt._errors import DerivativeError, told
-from pureopt._tree import (
-    check_like,
-    check_params,
-    tree_flatten,
-    tree_leaves,
-    tree_map,
-    tree_unflatten,
-)
+from pureopt._tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from pureopt._typing import P
-from pureopt.derivatives._checks import call
+from pureopt.derivatives._checks import call, direction, point
 from pureopt.derivatives._exactness._vector_norms import REMEMBERED
 from pureopt.derivatives._jets._jet import Jet
 
 
 def jet(
-    f: Callable[[P], Any], primals: P, series: Sequence[P]
+    f: Callable[[P], Any], primals: P, series: Sequence[P | None]
 ) -> tuple[Any, tuple[Any, ...]]:
     r"""Taylor mode: the power series of ``f`` along a curve.
 
@@ -49,7 +42,8 @@ def jet(
             have rules: most of what models are made of. Others are taught with
             :func:`register_jet` and :func:`register_jet_derivative`.
         primals: The point :math:`x_0`, a tree of floating tensors.
-        series: :math:`(x_1, \dots, x_K)`, trees like ``primals``.
+        series: :math:`(x_1, \dots, x_K)`, trees like ``primals``; ``None`` for one that is
+            zero.
 
     Returns:
         The value :math:`y_0` and the tuple :math:`(y_1, \dots, y_K)`, trees like the
@@ -74,10 +68,13 @@ def jet(
         >>> torch.stack(series)
         tensor([ 1.0000, -0.5000,  0.3333, -0.2500])
     """
-    check_params("jet(primals=...)", primals)
-    series = _trees("jet(series=...)", series)
-    for k, tree in enumerate(series):
-        check_like(f"jet(series[{k}]=...)", tree, primals, "primals")
+    point("jet(primals=...)", primals)
+    series = [
+        None
+        if tree is None
+        else direction(f"jet(series[{k}]=...)", tree, primals, "primals")
+        for k, tree in enumerate(_trees("jet(series=...)", series))
+    ]
     out = propagate("jet(f=...)", f, primals, series)
     value = tree_map(value_at, out)
     return value, tuple(

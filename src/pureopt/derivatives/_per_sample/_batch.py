@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pureopt._errors import DerivativeError, told
-from pureopt._tree import check_params, tree_leaves
+from pureopt._tree import check_params, tree_flatten, tree_leaves, tree_unflatten
+from pureopt._typing import P
 from pureopt.derivatives._per_sample import _sums
 from pureopt.derivatives._per_sample._opaque import Opaque
 from pureopt.derivatives._per_sample._record import record
@@ -18,12 +20,15 @@ from pureopt.derivatives._per_sample._record import record
 class Seen(NamedTuple):
     """A recorded batch: what there is to know of each leaf.
 
+    Sums are taken in float32 or wider.
+
     Attributes:
-        leaves: The leaves of the parameters.
+        leaves: The leaves of the parameters, in the dtype of the sums.
         uses: The recorded uses of each leaf; ``None`` where it has none.
         guards: What to add to the results of a leaf: 0, or NaN.
         opaque: The leaves that were not recorded.
         samples: How many samples there are.
+        dtype: The widest of the parameters, for results.
     """
 
     leaves: list[Tensor]
@@ -31,6 +36,7 @@ class Seen(NamedTuple):
     guards: list[Tensor]
     opaque: Opaque
     samples: int
+    dtype: torch.dtype
 
     def squared_norms(self) -> list[Tensor]:
         """For each leaf ``(samples,)``."""
@@ -76,18 +82,20 @@ class Seen(NamedTuple):
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """The sum of the squared norms, and the squared norm of the mean."""
-        squares = torch.stack(self.squared_norms()).sum()
-        means = [
-            torch.zeros_like(leaf) if uses is None else _sums.mean(uses)
-            for leaf, uses in zip(self.leaves, self.uses, strict=True)
+        b = self.samples
+        pairs = [
+            (_sums.squared_norms(uses).sum() + guard, _sums.mean(uses).square().sum())
+            for uses, guard in zip(self.uses, self.guards, strict=True)
+            if uses is not None
         ]
         if self.opaque.chosen:
-            for i, (m, _) in zip(
-                self.opaque.chosen, self.opaque.moments(), strict=True
-            ):
-                means[i] = m
-        # The guards are in the squares, and what is made of both is NaN with them.
-        return squares, torch.stack([m.square().sum() for m in means]).sum()
+            for mean, deviations in self.opaque.moments():
+                signal = mean.square().sum()
+                pairs.append((deviations.sum() + b * signal, signal))
+        nothing = sum(self.guards[1:], self.guards[0])
+        pairs.append((nothing, nothing))
+        squares, signals = zip(*pairs, strict=True)
+        return torch.stack(squares).sum(), torch.stack(signals).sum()
 
 
 def see(
@@ -106,7 +114,8 @@ def see(
     """
     check_params(f"{where}(params=...)", params)
     samples = count(where, batch, at_least)
-    leaves = tree_leaves(params)
+    leaves = [_sums.wide(leaf) for leaf in tree_leaves(params)]
+    dtype = reduce(torch.promote_types, [leaf.dtype for leaf in tree_leaves(params)])
     recording = record(f"{where}(loss=...)", loss, params, batch)
     uses = [
         _sums.Leaf(leaf, recorded, samples) if recorded else None
@@ -114,7 +123,14 @@ def see(
     ]
     hidden = [i for i, recorded in enumerate(recording.leaves) if recorded is None]
     opaque = Opaque(f"{where}(loss=...)", loss, params, batch, samples, hidden)
-    return Seen(leaves, uses, recording.guards, opaque, samples)
+    return Seen(leaves, uses, recording.guards, opaque, samples, dtype)
+
+
+def like_leaves(params: P, values: list[Tensor]) -> P:
+    """The tree of these values, in the dtypes of the parameters."""
+    leaves, structure = tree_flatten(params)
+    pairs = zip(values, leaves, strict=True)
+    return tree_unflatten(structure, [value.to(leaf.dtype) for value, leaf in pairs])
 
 
 def count(where: str, batch: tuple[Any, ...], at_least: int = 1) -> int:

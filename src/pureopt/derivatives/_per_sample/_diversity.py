@@ -33,8 +33,7 @@ def gradient_diversity(
         DerivativeError: As for :func:`per_sample_grad_norms`.
 
     References:
-        Yin, Pananjady, Lam, Papailiopoulos, Ramchandran and Bartlett (2018),
-        definition 1.
+        Yin, Pananjady, Lam, Papailiopoulos, Ramchandran and Bartlett (2018).
 
     Example:
         Gradients that are orthogonal:
@@ -50,6 +49,6 @@ def gradient_diversity(
     def diversity_of_loss(params: Any, *batch: Any) -> Float[Tensor, ""]:
         seen = see("gradient_diversity", loss, params, batch)
         squares, mean = seen.sums()
-        return squares / (mean * seen.samples**2)
+        return (squares / (mean * seen.samples**2)).to(seen.dtype)
 
     return diversity_of_loss

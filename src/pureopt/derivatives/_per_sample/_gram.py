@@ -49,6 +49,7 @@ def grad_gram(
     """
 
     def gram_of_loss(params: Any, *batch: Any) -> Float[Tensor, "samples samples"]:
-        return see("grad_gram", loss, params, batch).gram()
+        seen = see("grad_gram", loss, params, batch)
+        return seen.gram().to(seen.dtype)
 
     return gram_of_loss

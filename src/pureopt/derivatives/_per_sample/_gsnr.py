@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pureopt._tree import tree_flatten, tree_unflatten
 from pureopt._typing import P
-from pureopt.derivatives._per_sample._batch import see
+from pureopt.derivatives._per_sample._batch import like_leaves, see
 
 
 def gsnr(loss: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -34,7 +33,7 @@ def gsnr(loss: Callable[..., Tensor]) -> Callable[..., Any]:
         DerivativeError: As for :func:`per_sample_grad_norms`, or for a single sample.
 
     References:
-        Liu, Jiang, Bai, Chen and Wang (2020), section 2.
+        Liu, Jiang, Bai, Chen and Wang (2020).
 
     Example:
         The gradient of :math:`w \cdot x` is ``x``:
@@ -51,7 +50,7 @@ def gsnr(loss: Callable[..., Tensor]) -> Callable[..., Any]:
     def ratios_of_loss(params: P, *batch: Any) -> P:
         seen = see("gsnr", loss, params, batch, at_least=2)
         ratios = [_ratio(mean.square(), variance) for mean, variance in seen.moments()]
-        return tree_unflatten(tree_flatten(params)[1], ratios)
+        return like_leaves(params, ratios)
 
     return ratios_of_loss
 

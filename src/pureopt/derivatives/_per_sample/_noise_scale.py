@@ -80,6 +80,6 @@ def noise_scale(loss: Callable[..., Tensor]) -> Callable[..., NoiseScale]:
         b = seen.samples
         trace = (squares - b * mean) / (b - 1)
         signal = mean - trace / b
-        return NoiseScale(trace / signal, trace, signal)
+        return NoiseScale(*(x.to(seen.dtype) for x in (trace / signal, trace, signal)))
 
     return noise_of_loss

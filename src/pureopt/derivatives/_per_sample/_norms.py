@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pureopt._tree import tree_flatten, tree_unflatten
 from pureopt._typing import P
-from pureopt.derivatives._per_sample._batch import see
+from pureopt.derivatives._per_sample._batch import like_leaves, see
 
 
 def per_sample_grad_norms(
@@ -76,7 +75,7 @@ def per_sample_grad_norms(
         positive = squares > 0
         root = torch.where(positive, squares, 1.0).sqrt()
         # Not zero where it is NaN.
-        return torch.where(positive, root, squares)
+        return torch.where(positive, root, squares).to(seen.dtype)
 
     return norms_of_loss
 
@@ -116,6 +115,6 @@ def per_sample_squared_norms(loss: Callable[..., Tensor]) -> Callable[..., Any]:
 
     def squares_of_loss(params: P, *batch: Any) -> P:
         seen = see("per_sample_squared_norms", loss, params, batch)
-        return tree_unflatten(tree_flatten(params)[1], seen.squared_norms())
+        return like_leaves(params, seen.squared_norms())
 
     return squares_of_loss

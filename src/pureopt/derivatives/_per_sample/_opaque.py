@@ -14,7 +14,7 @@ from torch.func import grad, vmap
 
 from pureopt._tree import tree_flatten, tree_map, tree_unflatten
 from pureopt.derivatives import _checks
-from pureopt.derivatives._per_sample._sums import portions
+from pureopt.derivatives._per_sample._sums import portions, wide
 
 
 class Opaque(NamedTuple):
@@ -42,7 +42,7 @@ class Opaque(NamedTuple):
         per_sample = vmap(grad(one), (None, *[0] * len(part)))
         values = [leaves[i] for i in self.chosen]
         grads = _checks.call(self.where, per_sample, values, *part)
-        return [g.reshape(hi - lo, -1) for g in grads]
+        return [wide(g.reshape(hi - lo, -1)) for g in grads]
 
     def portions(self) -> Iterator[tuple[int, int]]:
         """The samples in portions."""
@@ -75,7 +75,7 @@ class Opaque(NamedTuple):
         """Mean and sum of squared deviations of each chosen leaf, ``(numel,)``.
 
         References:
-            Chan, Golub and LeVeque (1983), equations 2.1.
+            Chan, Golub and LeVeque (1983).
         """
         merged: list[tuple[Tensor, Tensor]] = []
         for lo, hi in self.portions():

@@ -110,6 +110,11 @@ class Scope:
         self.saved.append(value)
         return len(self.saved) - 1
 
+    def value(self, tensor: Any) -> Any:
+        """A leaf from outside the gradient; other tensors as they are."""
+        known = self.find(tensor)
+        return tensor if known is None else known.constant
+
     def among(self, values: list[Any]) -> list[Known]:
         """What is known of values."""
         found = [self.find(value) for value in values]
@@ -146,7 +151,10 @@ class Scope:
     def tapped(self, out: Tensor) -> Tensor:
         """The output of an operation with its tap."""
         self.shapes.append(Like(out.shape, out.dtype, out.device))
-        return out if self.taps is None else out + self.taps[len(self.shapes) - 1]
+        i = len(self.shapes) - 1
+        if self.taps is None or i >= len(self.taps):
+            return out
+        return out + self.taps[i]
 
     def hide(self, leaves: Iterable[int]) -> None:
         """These have a use without a rule."""
@@ -172,30 +180,42 @@ class _Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        scope = _SCOPES.stack[-1]
-        if _depth() != scope.depth or func in _SEES_ALL:
-            scope.hide(range(len(scope.opaque)))
-        values = _flat([*args, *kwargs.values()])
-        if torch.compiler.is_compiling():
-            scope.suspect(values)
-        found = scope.among(values)
-        if not found:
-            return func(*args, **kwargs)
-        if func in COMPOSITES:
-            with _Recorder():
-                out = COMPOSITES[func](*args, **kwargs)
-        elif func in RULES:
-            out = RULES[func](scope, *args, **kwargs)
-        else:
-            out = NotImplemented
-        if out is not NotImplemented:
-            return out
-        out = func(*args, **kwargs)
-        # Without a tensor it was a question, such as that for the shape.
-        if any(isinstance(value, Tensor) for value in _flat([out])):
-            scope.hide([known.part.leaf for known in found])
+        # A recorder around this one finds its own scope when the operation runs.
+        scope = _SCOPES.stack.pop()
+        try:
+            return _seen(scope, func, args, kwargs or {})
+        finally:
+            _SCOPES.stack.append(scope)
+
+
+def _seen(
+    scope: Scope,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The result of an operation, by its rule if a leaf enters it."""
+    if _depth() != scope.depth or func in _SEES_ALL:
+        scope.hide(range(len(scope.opaque)))
+    values = _flat([*args, *kwargs.values()])
+    if torch.compiler.is_compiling():
+        scope.suspect(values)
+    found = scope.among(values)
+    if not found:
+        return func(*args, **kwargs)
+    if func in COMPOSITES:
+        out = _under(scope, COMPOSITES[func], *args, **kwargs)
+    elif func in RULES:
+        out = RULES[func](scope, *args, **kwargs)
+    else:
+        out = NotImplemented
+    if out is not NotImplemented:
         return out
+    out = func(*args, **kwargs)
+    # Without a tensor it was a question, such as that for the shape.
+    if any(isinstance(value, Tensor) for value in _flat([out])):
+        scope.hide([known.part.leaf for known in found])
+    return out
 
 
 # What differentiates by itself what was computed before.
@@ -214,14 +234,13 @@ def _flat(values: Iterable[Any]) -> list[Any]:
     return flat
 
 
-def _run(scope: Scope, where: str, loss: Callable[..., Any], *args: Any) -> Tensor:
+def _under(scope: Scope, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     _SCOPES.stack.append(scope)
     try:
         with _Recorder():
-            value = loss(*args)
+            return f(*args, **kwargs)
     finally:
         _SCOPES.stack.pop()
-    return _checks.scalar(where, value)
 
 
 class Plan(NamedTuple):
@@ -247,9 +266,9 @@ def discover(
             views = [leaf.view_as(leaf) for leaf in leaves]
             known = _known(views, views, skip)
             scope = Scope(known, len(leaves))
-            value = _run(scope, where, loss, tree_unflatten(structure, views), *sample)
+            value = _under(scope, loss, tree_unflatten(structure, views), *sample)
             plans.append(Plan(scope.uses, scope.shapes, scope.opaque))
-            return value
+            return _checks.scalar(where, value)
 
         _checks.call(where, vmap(one), *first)
         return plans[0]
@@ -300,14 +319,14 @@ def record(
 
         def one(taps: list[Tensor], *sample: Any) -> tuple[Tensor, list[Tensor]]:
             scope = Scope(_known(inner, leaves, plan.opaque), len(leaves), taps)
-            value = _run(scope, where, loss, tree_unflatten(structure, inner), *sample)
+            value = _under(scope, loss, tree_unflatten(structure, inner), *sample)
             if scope.uses != plan.uses:
                 raise DerivativeError(
                     where,
                     "do the same operations each time it is called",
                     f"{len(plan.uses)} uses of parameters, then {len(scope.uses)}",
                 )
-            return value, scope.saved
+            return _checks.scalar(where, value), scope.saved
 
         values, saved = vmap(one)(taps, *batch)
         return values.sum(), saved

@@ -7,12 +7,14 @@ notes the uses, or returns ``NotImplemented``, and has noted nothing then.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pureopt.derivatives._per_sample._normalizations import NORMALIZATIONS
 from pureopt.derivatives._per_sample._uses import (
     Convolution,
     Elementwise,
@@ -36,7 +38,7 @@ def linear(
     if scope.find(input):
         return NotImplemented
     w, b = scope.find(weight), scope.find(bias)
-    out = F.linear(input, _value(w, weight), _value(b, bias))
+    out = F.linear(input, scope.value(weight), scope.value(bias))
     if w:
         scope.add(Product(w.part, scope.save(input), scope.tap))
     if b:
@@ -52,7 +54,7 @@ def matmul(scope: Scope, input: Tensor, other: Tensor, **rest: Any) -> Any:  # n
         return NotImplemented
     if a and other.dim() > _MATRIX:  # a batch of products, of which the leaf is a part
         return NotImplemented
-    out = torch.matmul(_value(a, input), _value(b, other))
+    out = torch.matmul(scope.value(input), scope.value(other))
     vector = known.tensor.dim() == 1
     saved = other if a else input
     if a and vector and saved.dim() == _MATRIX:
@@ -105,19 +107,13 @@ def _convolution(func: Callable[..., Tensor], space: int) -> Callable[..., Any]:
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
     ) -> Any:
-        w, b = scope.find(weight), scope.find(bias)
-        if scope.find(input) or (w and not w.part.whole()):
-            return NotImplemented
-        values = _value(w, weight), _value(b, bias)
-        out = func(input, *values, stride, padding, dilation, groups)
-        if w:
-            steps, gaps = _each(stride, space), _each(dilation, space)
-            edges = _edges(padding, weight.shape[2:], gaps)
-            saved, tap = scope.save(input), scope.tap
-            scope.add(Convolution(w.part, saved, tap, steps, edges, gaps, groups))
-        if b:
-            scope.add(_bias(scope, b, space))
-        return scope.tapped(out)
+        steps, gaps = _each(stride, space), _each(dilation, space)
+        edges = _edges(padding, weight.shape[2:], gaps)
+        use = partial(
+            Convolution, stride=steps, padding=edges, dilation=gaps, groups=groups
+        )
+        settings = stride, padding, dilation, groups
+        return _convolved(scope, (input, weight, bias), func, settings, use)
 
     return convolution
 
@@ -134,25 +130,38 @@ def _transposed(func: Callable[..., Tensor], space: int) -> Callable[..., Any]:
         groups: int = 1,
         dilation: int | Sequence[int] = 1,
     ) -> Any:
-        w, b = scope.find(weight), scope.find(bias)
-        if scope.find(input) or (w and not w.part.whole()):
-            return NotImplemented
-        values = _value(w, weight), _value(b, bias)
-        out = func(input, *values, stride, padding, output_padding, groups, dilation)
-        if w:
-            steps, gaps = _each(stride, space), _each(dilation, space)
-            edges = _edges(padding, weight.shape[2:], gaps)
-            saved, tap = scope.save(input), scope.tap
-            scope.add(
-                Convolution(
-                    w.part, saved, tap, steps, edges, gaps, groups, transposed=True
-                )
-            )
-        if b:
-            scope.add(_bias(scope, b, space))
-        return scope.tapped(out)
+        steps, gaps = _each(stride, space), _each(dilation, space)
+        use = partial(
+            Convolution,
+            stride=steps,
+            padding=_edges(padding, weight.shape[2:], gaps),
+            dilation=gaps,
+            groups=groups,
+            transposed=True,
+        )
+        settings = stride, padding, output_padding, groups, dilation
+        return _convolved(scope, (input, weight, bias), func, settings, use)
 
     return convolution
+
+
+def _convolved(
+    scope: Scope,
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    func: Callable[..., Tensor],
+    settings: tuple[Any, ...],
+    use: Callable[..., Convolution],
+) -> Any:
+    x, weight, bias = tensors
+    w, b = scope.find(weight), scope.find(bias)
+    if scope.find(x) or (w and not w.part.whole()):
+        return NotImplemented
+    out = func(x, scope.value(weight), scope.value(bias), *settings)
+    if w:
+        scope.add(use(w.part, scope.save(x), scope.tap))
+    if b:
+        scope.add(_bias(scope, b, weight.dim() - 2))
+    return scope.tapped(out)
 
 
 def _each(value: int | Sequence[int], space: int) -> tuple[int, ...]:
@@ -171,98 +180,6 @@ def _edges(
         total = [d * (k - 1) for k, d in zip(kernel, gaps, strict=True)]
         return tuple((t // 2, t - t // 2) for t in total)
     return tuple((p, p) for p in _each(padding, len(kernel)))
-
-
-def layer_norm(
-    scope: Scope,
-    input: Tensor,  # noqa: A002
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Any:
-    """The scale and the shift; the normalization has no parameter."""
-    if scope.find(input):
-        return NotImplemented
-    normal = F.layer_norm(input, normalized_shape, None, None, eps)
-    return _affine(scope, normal, weight, bias, tuple(normalized_shape))
-
-
-def rms_norm(
-    scope: Scope,
-    input: Tensor,  # noqa: A002
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-) -> Any:
-    """The scale."""
-    if scope.find(input):
-        return NotImplemented
-    normal = F.rms_norm(input, normalized_shape, None, eps)
-    return _affine(scope, normal, weight, None, tuple(normalized_shape))
-
-
-def group_norm(
-    scope: Scope,
-    input: Tensor,  # noqa: A002
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Any:
-    """The scale and the shift of each channel."""
-    if scope.find(input):
-        return NotImplemented
-    normal = F.group_norm(input, num_groups, None, None, eps)
-    return _affine(scope, normal, weight, bias, _channels(input))
-
-
-def batch_norm(
-    scope: Scope,
-    input: Tensor,  # noqa: A002
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Any:
-    """The scale and the shift of each channel, with running statistics."""
-    if training or scope.find(input):
-        return NotImplemented
-    if scope.find(running_mean) or scope.find(running_var):
-        return NotImplemented
-    normal = F.batch_norm(
-        input, running_mean, running_var, None, None, training, momentum, eps
-    )
-    return _affine(scope, normal, weight, bias, _channels(input))
-
-
-def _channels(x: Tensor) -> tuple[int, ...]:
-    return (x.shape[1], *[1] * (x.dim() - 2))
-
-
-def _affine(
-    scope: Scope,
-    normal: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    view: tuple[int, ...],
-) -> Any:
-    w, b = scope.find(weight), scope.find(bias)
-    if (w and w.part.flipped) or (b and b.part.flipped):
-        return NotImplemented
-    out = normal
-    if weight is not None:
-        out = out * _value(w, weight).reshape(view)
-    if bias is not None:
-        out = out + _value(b, bias).reshape(view)
-    if w:
-        scope.add(Elementwise(w.part, scope.save(normal), scope.tap, view))
-    if b:
-        scope.add(Elementwise(b.part, -1, scope.tap, view))
-    return scope.tapped(out)
 
 
 def _bias(scope: Scope, bias: Known, space: int = 0) -> Elementwise:
@@ -295,7 +212,7 @@ def _elementwise(
     # What does not depend on the sample would be copied for each of them.
     if not is_batched(other) or other.dtype != known.tensor.dtype:
         return NotImplemented
-    out = func(_value(a, left), _value(b, right))
+    out = func(scope.value(left), scope.value(right))
     sign = -1 if b and func is torch.sub else 1
     slot = scope.save(other) if func is torch.mul else -1
     view = tuple(known.tensor.shape)
@@ -304,11 +221,6 @@ def _elementwise(
 
 
 is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtensor  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _value(known: Known | None, tensor: Any) -> Any:
-    """The leaf from outside the gradient; other tensors as they are."""
-    return tensor if known is None else known.constant
 
 
 def transpose(scope: Scope, input: Tensor, *dims: Any, **rest: Any) -> Any:  # noqa: A002
@@ -370,10 +282,7 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.conv_transpose1d: _transposed(F.conv_transpose1d, 1),
     F.conv_transpose2d: _transposed(F.conv_transpose2d, 2),
     F.conv_transpose3d: _transposed(F.conv_transpose3d, 3),
-    F.layer_norm: layer_norm,
-    F.rms_norm: rms_norm,
-    F.group_norm: group_norm,
-    F.batch_norm: batch_norm,
+    **NORMALIZATIONS,
     torch.add: add,
     Tensor.add: add,
     Tensor.__add__: add,

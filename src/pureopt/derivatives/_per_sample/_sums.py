@@ -94,6 +94,11 @@ class Leaf(NamedTuple):
             yield slice(lo, hi)
 
 
+def wide(x: Tensor) -> Tensor:
+    """``x`` in float32 or wider: squares of half precision overflow."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def portions(total: int, numbers: int) -> Iterator[tuple[int, int]]:
     """``range(total)`` in pieces within the budget, where one needs so many numbers."""
     step = max(1, BUDGET // max(1, numbers))

@@ -73,6 +73,10 @@ class Use(ABC):
 class Factored(Use):
     """Outer products over positions."""
 
+    @abstractmethod
+    def blocks(self) -> Blocks:
+        """``(groups, m, n)`` of the leaf."""
+
     def dense(
         self, saved: Tensor, delta: Tensor, blocks: Blocks, rows: slice
     ) -> Tensor:
@@ -85,6 +89,10 @@ class Factored(Use):
             x.movedim(1, 0).flatten(1, 2) for x in self.factors(saved, delta)
         )
         return (left.mT @ right).reshape(-1)
+
+    @abstractmethod
+    def upright(self) -> bool:
+        """``delta`` is ``L`` and the input ``R``, not the other way round."""
 
     @abstractmethod
     def positions(self, saved: Tensor, delta: Tensor) -> int:
@@ -112,6 +120,9 @@ class Product(Factored):
         *rows, n = self.part.shape
         return 1, math.prod(rows), n
 
+    def upright(self) -> bool:
+        return self.left == self.part.flipped
+
     def positions(self, saved: Tensor, delta: Tensor) -> int:
         del delta
         width = saved.shape[-2] if self.columns else saved.shape[-1]
@@ -123,7 +134,7 @@ class Product(Factored):
             saved, delta = saved.mT, delta.mT
         left = delta.reshape(delta.shape[0], 1, t, -1)
         right = saved.reshape(saved.shape[0], 1, t, -1)
-        if self.left != self.part.flipped:
+        if not self.upright():
             left, right = right, left
         beside = (self.part.start, self.part.shape[0] - self.part.stop)
         if beside == (0, 0):
@@ -155,6 +166,9 @@ class Convolution(Factored):
     def blocks(self) -> Blocks:
         rows, *rest = self.part.shape
         return self.groups, rows // self.groups, math.prod(rest)
+
+    def upright(self) -> bool:
+        return not self.transposed
 
     def positions(self, saved: Tensor, delta: Tensor) -> int:
         small = saved if self.transposed else delta
@@ -198,6 +212,9 @@ class Lookup(Factored):
     def blocks(self) -> Blocks:
         m, n = self.part.shape
         return 1, m, n
+
+    def upright(self) -> bool:
+        return False
 
     def positions(self, saved: Tensor, delta: Tensor) -> int:
         del delta

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pureopt._tree import tree_flatten, tree_unflatten
 from pureopt._typing import P
-from pureopt.derivatives._per_sample._batch import see
+from pureopt.derivatives._per_sample._batch import like_leaves, see
 
 
 def grad_variance(loss: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -48,6 +47,6 @@ def grad_variance(loss: Callable[..., Tensor]) -> Callable[..., Any]:
     def variance_of_loss(params: P, *batch: Any) -> P:
         seen = see("grad_variance", loss, params, batch, at_least=2)
         variances = [variance for _, variance in seen.moments()]
-        return tree_unflatten(tree_flatten(params)[1], variances)
+        return like_leaves(params, variances)
 
     return variance_of_loss

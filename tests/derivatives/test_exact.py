@@ -1,0 +1,489 @@
+"""``exact``: against mpmath in every nesting, and against torch in value."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+
+import mpmath as mp
+import pytest
+import torch
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
+from torch.nn import functional as F
+
+from pureopt.derivatives import exact, exact_ops
+from pureopt.derivatives._exactness._bodies import BODIES
+from pureopt.derivatives._exactness._scope import REPLACEMENTS
+from pureopt.derivatives._exactness._vector_norms import REMEMBERED
+from tests.derivatives.exact_cases import CASES, differentiated, walk, words
+from tests.derivatives.row import randn
+
+ZERO = torch.zeros((), dtype=torch.float64)
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
+
+
+@cases
+def test_every_nesting_up_to_order_four_is_right(case):
+    truth = case.truth()
+    f = case.torch(exact)
+    assert float(f(ZERO)) == pytest.approx(truth[0], rel=1e-12)
+    for prefix in [*words(1), *words(3)]:
+        # Forward mode gives the value of what it differentiates as well.
+        g = differentiated(f, prefix)
+        here, forward = jvp(g, (ZERO,), (torch.ones_like(ZERO),))
+        order = len(prefix)
+        for word, got, expected in (
+            (prefix, here, truth[order]),
+            (prefix + "F", forward, truth[order + 1]),
+            (prefix + "R", grad(g)(ZERO), truth[order + 1]),
+        ):
+            # A few hundred terms of a fourth derivative, each some hundred times the sum
+            # where they cancel: 1e4 roundings of 1e-16. Measured: 3e-14.
+            assert got.item() == pytest.approx(expected, rel=1e-11, abs=1e-11), word
+
+
+@pytest.mark.parametrize("word", ["RRR", "FFF", "RFR", "FRF"])
+def test_the_third_derivative_of_the_documented_layer_norm(word):
+    f = exact(lambda t: F.layer_norm(torch.stack([t, 2 * t, t * t]), (3,))[1])
+    t = torch.tensor(0.7, dtype=torch.float64)
+    # The digits that are printed in the documentation, from mpmath.
+    assert differentiated(f, word)(t).item() == pytest.approx(-1.68768, abs=5e-6)
+    assert differentiated(f, word + "R")(t).item() == pytest.approx(-5.20, abs=5e-3)
+
+
+X = randn(3, 3) + 3 * torch.eye(3, dtype=torch.float64)
+V = randn(3, seed=1)
+
+# Spellings of one function, each of a 3 x 3 matrix.
+SPELLINGS = {
+    "det": (torch.det, torch.linalg.det, torch.Tensor.det, lambda x: x.det()),
+    "slogdet": (
+        lambda x: torch.slogdet(x)[1],
+        lambda x: torch.linalg.slogdet(x).logabsdet,
+        lambda x: x.slogdet()[1],
+    ),
+    "layer norm": (
+        lambda x: F.layer_norm(x, (3,)),
+        lambda x: torch.layer_norm(x, (3,)),
+        lambda x: torch.native_layer_norm(x, (3,), None, None, 1e-5)[0],
+        torch.nn.LayerNorm(3, dtype=torch.float64),
+    ),
+    "batch norm": (
+        lambda x: F.batch_norm(x, None, None, training=True),
+        lambda x: torch.batch_norm(x, None, None, None, None, True, 0.1, 1e-5, True),
+        lambda x: torch.native_batch_norm(x, None, None, None, None, True, 0.1, 1e-5)[
+            0
+        ],
+        torch.nn.BatchNorm1d(3, dtype=torch.float64, track_running_stats=False),
+    ),
+    "solve": (
+        lambda x: torch.linalg.solve(x, V),
+        lambda x: torch.linalg.solve_ex(x, V).result,
+        lambda x: torch.linalg.tensorsolve(x, V),
+        lambda x: torch.linalg.solve(x.mT, V.unsqueeze(0), left=False).squeeze(0),
+    ),
+    "reflections": (
+        lambda x: torch.linalg.householder_product(x, V),
+        lambda x: torch.orgqr(x, V),
+        lambda x: x.orgqr(V),
+        lambda x: torch.ormqr(x, V, torch.eye(3, dtype=x.dtype)),
+        lambda x: x.ormqr(V, torch.eye(3, dtype=x.dtype), left=False),
+    ),
+    "norm": (
+        torch.norm,
+        torch.linalg.norm,
+        torch.linalg.vector_norm,
+        torch.linalg.matrix_norm,
+        lambda x: torch.frobenius_norm(x, (0, 1)),
+        lambda x: x.norm(),
+        lambda x: torch.dist(x, torch.zeros_like(x)),
+    ),
+    "cumprod": (lambda x: torch.cumprod(x, 0), lambda x: x.cumprod(0)),
+    "std": (torch.std, lambda x: x.std(), lambda x: torch.std_mean(x)[0]),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_each_spelling_of_a_function_is_caught(name):
+    first, *others = SPELLINGS[name]
+
+    def third(f):
+        # Forward over reverse over forward: torch gets it wrong, or raises.
+        return differentiated(lambda t: (exact(f)(X + t * X.mT).sin()).sum(), "FRF")(
+            ZERO
+        )
+
+    expected = third(first)
+    for other in others:
+        # The same sums in another order.
+        torch.testing.assert_close(third(other), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_each_function_of_python_that_calls_one_of_them_is_entered():
+    # Arithmetic is everywhere, and mended only beside a norm that is squared. The last
+    # is `math.prod` of a shape.
+    names = {f.__name__ for f in REPLACEMENTS} - {"mul", "multiply", "pow", "square"}
+    for f in vars(F).values():
+        code = getattr(f, "__code__", None)
+        if code is None or f in BODIES or f is F.linear_cross_entropy:
+            continue
+        assert not names.intersection(code.co_names), f.__name__
+
+
+SDPA = F.scaled_dot_product_attention
+MASK = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 1]]).bool()
+Q = randn(2, 4, 3, 8)
+INDEX = torch.tensor([[0, 2, 0], [1, 1, 2]])
+LABELS = torch.tensor([[0, -1, 1], [1, 2, -1], [2, 0, 1]])
+
+# Calls with other arguments than those of the cases.
+CALLS = {
+    "layer norm, affine": lambda x: F.layer_norm(x, (3, 3), x, x.mT, 0.1),
+    "batch norm, affine": lambda x: F.batch_norm(
+        x, V.to(x), V.to(x) ** 2, V.to(x), V.to(x)
+    ),
+    "instance norm": lambda x: F.instance_norm(
+        x.unsqueeze(0), weight=V.to(x), bias=V.to(x)
+    ),
+    "det of a batch": lambda x: torch.det(torch.stack([x, x.mT, x * 2])),
+    "det of nothing": lambda x: torch.det(x[:0, :0]),
+    "det of a permutation": lambda x: torch.det(torch.eye(3, dtype=x.dtype)[[1, 2, 0]]),
+    "det of a swap": lambda x: torch.det(torch.eye(3, dtype=x.dtype)[[1, 0, 2]]),
+    "sign of slogdet": lambda x: torch.slogdet(-x)[0],
+    "logdet of a negative": lambda x: torch.logdet(-x),
+    "slogdet of a singular": lambda x: torch.slogdet(x * 0)[1],
+    "solve a batch of vectors": lambda x: torch.linalg.solve(
+        torch.stack([x, x.mT]), x[:2]
+    ),
+    "solve from the right": lambda x: torch.linalg.solve(x, x.mT, left=False),
+    "tensorsolve, dims": lambda x: torch.linalg.tensorsolve(
+        torch.stack([x, 2 * x.mT, x + 1], 1).reshape(3, 3, 3)[:, 0], V.to(x), dims=(0,)
+    ),
+    "ormqr, transposed": lambda x: torch.ormqr(x[:, :2], V[:2].to(x), x, False, True),
+    "cholesky solve, upper": lambda x: torch.cholesky_solve(x, x, upper=True),
+    "cholesky inverse, upper": lambda x: torch.cholesky_inverse(x, upper=True),
+    "triangular solve": lambda x: torch.triangular_solve(x, x, True, True, True)[0],
+    "prod over a dim": lambda x: x.prod(1, keepdim=True),
+    "prod of nothing": lambda x: x[:, :0].prod(1),
+    "prod of integers": lambda x: x.long().prod(),
+    "cumprod": lambda x: torch.cumprod(x, -1),
+    "logcumsumexp of -inf": lambda x: torch.cat([x * 0 - torch.inf, x]).logcumsumexp(0),
+    "logaddexp of infinities": lambda x: torch.logaddexp(
+        x.new_tensor([-torch.inf, torch.inf, torch.inf, 1.0, torch.nan]),
+        x.new_tensor([-torch.inf, -torch.inf, torch.inf, torch.inf, 1.0]),
+    ),
+    "scatter_reduce": lambda x: x.scatter_reduce(0, INDEX, x, "prod"),
+    "scatter_reduce, alone": lambda x: x.scatter_reduce(
+        1, INDEX[:, :2], x, "prod", include_self=False
+    ),
+    "scatter_reduce, mean": lambda x: x.scatter_reduce(0, INDEX, x, "mean"),
+    "index_reduce": lambda x: x.index_reduce(
+        1, INDEX[0], x, "prod", include_self=False
+    ),
+    "index_reduce, amax": lambda x: x.index_reduce(0, INDEX[0], x, "amax"),
+    "norm, p": lambda x: torch.norm(x, 3, dim=0, keepdim=True),
+    "norm, nuclear": lambda x: torch.norm(x, "nuc"),
+    "norm, infinite": lambda x: torch.linalg.norm(x, torch.inf),
+    "norm, dims": lambda x: torch.linalg.norm(x, dim=1),
+    "norm, 0": lambda x: torch.linalg.vector_norm(x.relu(), 0),
+    "norm, -2": lambda x: torch.linalg.vector_norm(x, -2, dim=(0, 1)),
+    "norm, -1 with a zero": lambda x: torch.linalg.vector_norm(x * MASK, -1, dim=1),
+    "norm, half": lambda x: torch.linalg.vector_norm(x, 0.5),
+    "norm, dtype": lambda x: torch.linalg.vector_norm(x, dtype=torch.float64).to(
+        x.dtype
+    ),
+    "norm, complex": lambda x: torch.linalg.vector_norm(torch.complex(x, x.mT), 2),
+    "std, biased": lambda x: x.std(0, unbiased=False, keepdim=True),
+    "std, corrected": lambda x: torch.std(x, (0, 1), correction=2),
+    "even power": lambda x: x.norm(dim=0) ** 4,
+    "odd power": lambda x: x.norm(dim=0) ** 3,
+    "normalize": lambda x: F.normalize(x * MASK, 1.5, dim=1),
+    "cosine similarity of zero": lambda x: F.cosine_similarity(x * MASK, x),
+    "cdist": lambda x: torch.cdist(x, x.mT, p=1.0),
+    "pdist": lambda x: F.pdist(x, 3.0),
+    "pairwise distance": lambda x: F.pairwise_distance(x, x.mT, 2, keepdim=True),
+    "renorm": lambda x: torch.renorm(x, 1, 1, 2.0),
+    "triplet, swapped": lambda x: F.triplet_margin_loss(
+        x, x.mT, -x, swap=True, reduction="none"
+    ),
+    "mse, weighted": lambda x: F.mse_loss(x, x.mT * 2, weight=x * x),
+    "huber": lambda x: F.huber_loss(x, x.mT, reduction="sum", delta=0.3),
+    "huber, weighted": lambda x: F.huber_loss(x, x.mT, weight=x * x),
+    "soft margin": lambda x: F.soft_margin_loss(x, x.mT.sign(), reduction="none"),
+    "cross entropy at the ends": lambda x: F.binary_cross_entropy(
+        (x > 1).to(x), (x.mT > 1).to(x), weight=x * x
+    ),
+    "cross entropy of logits": lambda x: F.binary_cross_entropy_with_logits(
+        30 * x, x.mT.sigmoid(), x * x, pos_weight=V.to(x) ** 2, reduction="none"
+    ),
+    "multi margin": lambda x: F.multi_margin_loss(
+        x, INDEX[0], p=2, weight=V.to(x) ** 2, reduction="none"
+    ),
+    "multilabel margin": lambda x: F.multilabel_margin_loss(
+        x, LABELS, reduction="none"
+    ),
+    "hardsigmoid": lambda x: F.hardsigmoid(3 * x),
+    "glu": lambda x: F.glu(x[:2], dim=0),
+    "copysign of zero": lambda x: torch.copysign(x, -0.0),
+    "polar": lambda x: torch.view_as_real(torch.polar(x, x.mT)),
+    "attention": lambda x: SDPA(Q.to(x), Q.to(x), Q.to(x), scale=0.3),
+    "attention, masked": lambda x: SDPA(Q.to(x), Q.to(x), Q.to(x), MASK),
+    "attention, biased": lambda x: SDPA(Q.to(x), Q.to(x), Q.to(x), MASK.to(x).log()),
+    "attention, causal": lambda x: SDPA(Q.to(x), Q.to(x), Q.to(x), is_causal=True),
+    "attention, both": lambda x: SDPA(Q.to(x), Q.to(x), Q.to(x), x, is_causal=True),
+    "attention, groups": lambda x: SDPA(
+        Q.to(x), Q[:, :2].to(x), Q[:, 2:].to(x), enable_gqa=True
+    ),
+    "unflatten": lambda x: x.unflatten(0, (3, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore:index_reduce")
+def test_the_value_is_that_of_torch(name, dtype):
+    x = X.to(dtype)
+    got, expected = exact(CALLS[name])(x), CALLS[name](x)
+    # Other orders of the same sums: at most some hundred roundings of a condition near 10.
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        got, expected, rtol=300 * eps, atol=300 * eps, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "name", ["layer norm, affine", "norm, dims", "norm, p", "attention, masked"]
+)
+def test_half_precision_is_rounded_once(name, dtype):
+    got, expected = exact(CALLS[name])(X.to(dtype)), CALLS[name](X.to(dtype))
+    # Both compute in float32, and torch rounds after the affine map once more.
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(got, expected, rtol=3 * eps, atol=3 * eps)
+
+
+def four_hessians(f, x):
+    f = exact(f)
+    return [a(b(f))(x) for a in (jacfwd, jacrev) for b in (jacfwd, grad)]
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_the_hessian_of_multi_head_attention_is_one(train, need_weights):
+    torch.manual_seed(0)
+    module = torch.nn.MultiheadAttention(4, 2, dtype=torch.float64).train(train)
+    x = randn(3, 2, 4)
+    mask = torch.ones(3, 3).triu(1).bool()
+
+    def f(x):
+        return module(x, x, x, attn_mask=mask, need_weights=need_weights)[0].sin().sum()
+
+    torch.testing.assert_close(exact(f)(x), f(x))
+    first, *others = four_hessians(f, x)
+    for other in others:
+        # Sums of some hundred products of numbers near one.
+        torch.testing.assert_close(other, first, rtol=1e-11, atol=1e-12)
+    # Against a difference of torch's gradients, which are right: error h^2.
+    h = 1e-5 * randn(*x.shape, seed=1)
+    difference = (grad(f)(x + h) - grad(f)(x - h)) / 2
+    slope = torch.tensordot(first, h, dims=3)
+    torch.testing.assert_close(slope, difference, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_the_hessian_of_an_encoder_layer_is_one(train):
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(
+        4, 2, 8, dropout=0.0, batch_first=True, dtype=torch.float64
+    ).train(train)
+    x = randn(2, 3, 4)
+
+    def f(x):
+        return layer(x).pow(3).sum()
+
+    torch.testing.assert_close(exact(f)(x), f(x))
+    first, *others = four_hessians(f, x)
+    for other in others:
+        # Layer norm divides by deviations near 0.1: 1e3 roundings.
+        torch.testing.assert_close(other, first, rtol=1e-10, atol=1e-11)
+
+
+MODULES = {
+    "BatchNorm2d": torch.nn.BatchNorm2d(3),
+    "BatchNorm1d": torch.nn.BatchNorm1d(3, momentum=None),
+    "InstanceNorm2d": torch.nn.InstanceNorm2d(3, affine=True, track_running_stats=True),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_running_statistics_move_as_they_do_in_torch(name):
+    theirs, ours = (copy.deepcopy(MODULES[name]).double() for _ in range(2))
+    x = randn(4, 3, 2, 2) if "2d" in name else randn(4, 3)
+    for _ in range(2):
+        torch.testing.assert_close(exact(ours)(x), theirs(x))
+        for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+            assert torch.equal(a, b)
+    torch.testing.assert_close(exact(ours.eval())(x), theirs.eval()(x))
+
+
+def test_running_statistics_move_inside_a_transform():
+    mean, variance = V.clone(), V.exp()
+    x = randn(4, 3)
+    f = exact(lambda x: F.batch_norm(x, mean, variance, training=True).pow(3).sum())
+    H = jacfwd(grad(f))(x)
+    assert torch.isfinite(H).all()
+    expected = 0.9 * V + 0.1 * x.mean(0)
+    # One product and one sum.
+    torch.testing.assert_close(mean, expected, rtol=1e-14, atol=1e-14)
+
+
+def test_dropout_in_attention_is_drawn_once_per_evaluation():
+    q = randn(1, 1, 3, 4)
+
+    def f(t):
+        torch.manual_seed(3)
+        return SDPA(q + t, q * t, q.sin(), dropout_p=0.5).sum()
+
+    t = torch.tensor(0.3, dtype=torch.float64)
+    values = [differentiated(exact(f), word)(t).item() for word in words(3)]
+    # The same draw in each nesting, hence the same number up to rounding.
+    assert values == pytest.approx([values[0]] * 8, rel=1e-10)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+@pytest.mark.parametrize("corank", [0, 1, 2, 3])
+def test_a_determinant_has_all_derivatives_up_to_a_corank_of_three(n, corank):
+    # Not diagonal: the factorization has to exchange rows.
+    turn = torch.linalg.qr(randn(n, n, seed=5))[0]
+    kept = torch.arange(1, n + 1) * (torch.arange(n) < n - corank)
+    A = turn @ torch.diag(kept.double()) @ turn.mT.flip(0)
+    B = randn(n, n, seed=6)
+    with mp.workdps(50):
+        a, b = (walk(mp.mpf, m.tolist()) for m in (A, B))
+        points = [mp.mpf(k) for k in range(n + 1)]
+        values = [mp.det(mp.matrix(a) + t * mp.matrix(b)) for t in points]
+        powers = mp.matrix([[t**k for k in range(n + 1)] for t in points])
+        coefficients = mp.lu_solve(powers, mp.matrix(values))
+        truth = [float(c * mp.factorial(k)) for k, c in enumerate(coefficients)]
+    truth += [0.0] * 4
+    f = exact(lambda t: torch.linalg.det(A + t * B))
+    for word in ("RRFF", "FRFR"):
+        for order in range(5):
+            got = differentiated(f, word[:order])(ZERO).item()
+            # Terms of size n! times 3^n, which cancel to what is left.
+            assert got == pytest.approx(truth[order], rel=1e-10, abs=1e-10), word
+
+
+# Of a vector that is zero.
+DISTANCES = {
+    "norm": torch.linalg.vector_norm,
+    "3-norm": lambda x: torch.linalg.vector_norm(x, 3),
+    "1.5-norm": lambda x: torch.linalg.vector_norm(x, 1.5),
+    "std": torch.std,
+    "dist": lambda x: torch.dist(x, 2 * x),
+    "cdist": lambda x: torch.cdist(x.unsqueeze(0), 2 * x.unsqueeze(0)).sum(),
+}
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_the_derivatives_of_a_distance_at_zero_are_zero(name):
+    f = exact(lambda t: DISTANCES[name](t * V))
+    for word in [w for k in (1, 2, 3) for w in words(k)]:
+        assert differentiated(f, word)(ZERO) == 0
+
+
+def times_itself(x, op=operator.mul):
+    return op(x, x)
+
+
+SQUARES = {
+    "vector_norm ** 2": lambda x: torch.linalg.vector_norm(x) ** 2,
+    "norm.pow": lambda x: x.norm().pow(2),
+    "norm.square": lambda x: torch.norm(x).square(),
+    "square": lambda x: torch.square(torch.linalg.norm(x)),
+    "n * n": lambda x: times_itself(torch.linalg.vector_norm(x)),
+    "mul": lambda x: times_itself(torch.linalg.vector_norm(x), torch.mul),
+    "pow of dist": lambda x: torch.pow(torch.dist(x, torch.zeros_like(x)), 2.0),
+}
+
+
+@pytest.mark.parametrize("name", SQUARES)
+def test_the_hessian_of_a_squared_norm_at_zero_is_two(name):
+    x = torch.zeros(3, dtype=torch.float64)
+    for H in four_hessians(SQUARES[name], x):
+        assert torch.equal(H, 2 * torch.eye(3, dtype=torch.float64))
+
+
+def test_a_lane_is_the_call_on_its_input():
+    batch = torch.stack([X, X.mT * 2, X - 1])
+    for name in ("det of a batch", "even power", "cumprod", "solve from the right"):
+        f = grad(lambda x, name=name: exact(CALLS[name])(x).sin().sum())
+        lanes = torch.stack([f(x) for x in batch])
+        # The same operations, batched.
+        torch.testing.assert_close(vmap(f)(batch), lanes, rtol=1e-11, atol=1e-12)
+
+
+def test_one_bad_lane_spoils_no_other():
+    batch = torch.stack([X, X * torch.nan, torch.ones_like(X)])
+    got = vmap(grad(exact(torch.linalg.det)))(batch)
+    torch.testing.assert_close(got[0], X.det() * X.inverse().mT)
+    assert got[1].isnan().all()
+    # A minor of the matrix of ones: two rows that are equal.
+    torch.testing.assert_close(got[2], torch.zeros_like(X), rtol=0, atol=1e-14)
+
+
+def test_a_scope_is_closed_also_by_an_error():
+    def fails(x):
+        x.norm()
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        exact(fails)(V)
+    assert REMEMBERED.scopes == []
+    with exact_ops(), exact_ops():
+        torch.linalg.vector_norm(V)
+        assert len(REMEMBERED.scopes) == 2
+    assert REMEMBERED.scopes == []
+
+
+def test_scopes_nest():
+    f = exact(exact(lambda x: torch.linalg.det(x) + x.norm() ** 2))
+    expected = jacfwd(grad(exact(lambda x: torch.linalg.det(x) + (x * x).sum())))(X)
+    torch.testing.assert_close(jacfwd(jacfwd(f))(X), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_function_with_out_is_that_of_torch():
+    out = torch.empty((), dtype=torch.float64)
+    got = exact(lambda x: torch.linalg.vector_norm(x, out=out))(V)
+    assert got is out
+    assert torch.equal(out, torch.linalg.vector_norm(V))
+
+
+def test_a_singular_system_raises_as_in_torch():
+    with pytest.raises(RuntimeError, match="is zero"):
+        exact(torch.linalg.solve)(torch.zeros(2, 2), torch.ones(2))
+    result, info = exact(torch.linalg.solve_ex)(torch.zeros(2, 2), torch.ones(2))
+    assert info == 1
+    assert not result.isfinite().all()
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("name", ["even power", "huber", "det of a batch"])
+def test_a_nesting_traces(name):
+    h = jacfwd(grad(lambda x: exact(CALLS[name])(x).sin().sum()))
+    compiled = torch.compile(h, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(X), h(X), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.compile
+def test_attention_traces():
+    module = torch.nn.MultiheadAttention(4, 2, dtype=torch.float64)
+    h = jacfwd(grad(exact(lambda x: module(x, x, x)[0].sin().sum())))
+    x = randn(3, 2, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(h, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(compiled, h(x), rtol=1e-12, atol=1e-12)

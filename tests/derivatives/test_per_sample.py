@@ -1,0 +1,674 @@
+"""Per-sample quantities against ``vmap(grad)``, architecture by architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.func import grad, hessian, jvp, vmap
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pureopt as po
+from pureopt._tree import tree_leaves, tree_map, tree_paths
+from pureopt.derivatives._per_sample import _sums
+from pureopt.derivatives._per_sample._record import discover
+from tests.derivatives.row import randn
+
+D = po.derivatives
+# Sums of a few thousand products of numbers of order one, in two orders: 1e4 roundings
+# of float64 at the very worst.
+RTOL = 1e-10
+B = 5
+
+
+class Case:
+    """A loss of one sample, parameters, a batch, and the leaves without a rule."""
+
+    def __init__(self, loss, params, *batch, opaque=()):
+        self.loss, self.params, self.batch = loss, params, batch
+        self.opaque = set(opaque)
+
+
+def ints(high, *shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(high, shape, generator=generator)
+
+
+def of_module(module, x, target, *, opaque=(), inside=False):
+    """The squared error of a module; ``inside`` gives it samples as batches of one."""
+    torch.nn.Module.double(module)
+    for i, p in enumerate(module.parameters()):
+        p.data = 0.5 * randn(*p.shape, seed=100 + i)
+    apply, params, buffers = po.functionalize(module)
+
+    def loss(params, x, target):
+        y = apply(params, buffers, x[None] if inside else x)[0]
+        y = y[0] if inside else y
+        if target.is_floating_point():
+            return (y - target).square().sum()
+        return F.cross_entropy(y, target)
+
+    return Case(loss, params, x, target, opaque=opaque)
+
+
+def mlp():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3, bias=False))
+    return of_module(net, randn(B, 4), randn(B, 3))
+
+
+def cnn():
+    net = nn.Sequential(
+        nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
+        nn.GroupNorm(3, 6),
+        nn.SiLU(),
+        nn.Conv2d(6, 6, (3, 2), padding="same", dilation=2),
+        nn.BatchNorm2d(6),
+        nn.Flatten(),
+        nn.Linear(96, 2),
+    )
+    return of_module(net.eval(), randn(B, 4, 8, 8), randn(B, 2), inside=True)
+
+
+def unbatched_convolutions():
+    net = nn.Sequential(
+        nn.Conv1d(3, 4, 3, padding="valid"),
+        nn.LayerNorm([4, 6]),
+        nn.Tanh(),
+        nn.RMSNorm(6),
+        nn.Conv1d(4, 2, 2, padding=1, stride=2),
+    )
+    return of_module(net, randn(B, 3, 8), randn(B, 2, 4))
+
+
+def volumes():
+    net = nn.Sequential(nn.Conv3d(2, 3, 2), nn.Tanh(), nn.ConvTranspose3d(3, 1, 2))
+    return of_module(net, randn(B, 2, 3, 4, 3), randn(B, 1, 3, 4, 3))
+
+
+def transposed_convolutions():
+    net = nn.Sequential(
+        nn.ConvTranspose2d(
+            4, 6, 3, stride=2, padding=1, output_padding=1, groups=2, dilation=2
+        ),
+        nn.Tanh(),
+        nn.ConvTranspose2d(6, 2, 2, stride=3, output_padding=2),
+    )
+    return of_module(net, randn(B, 4, 5, 4), randn(B, 2, 37, 31))
+
+
+def encoder(*, train):
+    net = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    return of_module(
+        net.train(train), randn(B, 3, 8), randn(B, 3, 8, seed=1), inside=True
+    )
+
+
+class Attention(nn.Module):
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **kwargs)
+
+    def forward(self, x):
+        key = x.flip(-2)[..., : self.attention.kdim] * 2
+        mask = torch.ones(3, 3, dtype=torch.bool).triu(1)
+        out, weights = self.attention(x, key, x + 1, attn_mask=mask)
+        return out + weights.std()
+
+
+def attention(**kwargs):
+    return of_module(
+        Attention(**kwargs), randn(B, 3, 8), randn(B, 3, 8, seed=1), inside=True
+    )
+
+
+class AttentionWithBiasKV(nn.MultiheadAttention):
+    def __init__(self):
+        super().__init__(8, 2, batch_first=True, add_bias_kv=True)
+
+    def forward(self, x):
+        return super().forward(x, x, x, need_weights=False)[0]
+
+
+def attention_with_bias_kv():
+    module = AttentionWithBiasKV()
+    names = [name for name, _ in module.named_parameters()]
+    return of_module(module, randn(B, 3, 8), randn(B, 3, 8, seed=1), opaque=names)
+
+
+class Language(nn.Module):
+    """A table that is the output map too, and a padding word."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(11, 6, padding_idx=2)
+        self.middle = nn.Linear(6, 6)
+        self.out = nn.Linear(6, 11, bias=False)
+        self.out.weight = self.table.weight
+
+    def forward(self, x):
+        return self.out(self.middle(self.table(x)).tanh())
+
+
+def tied_embedding():
+    return of_module(Language(), ints(11, B, 7), ints(11, B, 7, seed=1))
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+        self.position = nn.Parameter(torch.zeros(7, 3))
+
+    def forward(self, x):
+        return (self.table(x) + self.position).sin().sum(-2)
+
+
+def words():
+    # Five words in seven places: some come twice.
+    return of_module(Words(), ints(5, B, 7), randn(B, 3))
+
+
+def tied_autoencoder(*positions):
+    params = {
+        "w": randn(4, 6),
+        "b": randn(4, seed=1),
+        "c": randn(6, seed=2),
+        "s": randn(seed=3),
+        "unused": randn(2, 2),
+    }
+
+    def loss(p, x):
+        h = torch.tanh(x @ p["w"].T + p["b"])
+        y = F.linear(h, p["w"].t(), p["c"])
+        return (y * p["s"] - x - p["s"]).square().sum()
+
+    return Case(loss, params, randn(B, *positions, 6, seed=4))
+
+
+def products():
+    params = {
+        "w": randn(7, 5),
+        "v": randn(7, seed=1),
+        "u": randn(3, 5, seed=2),
+        "q": randn(2, 5, seed=3),
+        "d": randn(5, seed=4),
+    }
+
+    def loss(p, x):
+        hidden = p["w"] @ x[0] - x.sum()
+        both = (p["q"] @ x.mT).sin().sum() + torch.mm(x, p["u"].mT).cos().sum()
+        return p["v"] @ hidden.tanh() + both + torch.mv(x, p["d"]).tanh().sum()
+
+    return Case(loss, params, randn(B, 4, 5, seed=5))
+
+
+def unrolled(cell):
+    module = cell(3, 4).double()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = module
+
+        def forward(self, x):
+            h = x.new_zeros(4)
+            pair = cell is nn.LSTMCell
+            state = (h, h) if pair else h
+            for step in x:
+                state = self.cell(step, state)
+            return state[0] if pair else state
+
+    return of_module(Net(), randn(B, 5, 3), randn(B, 4))
+
+
+def rows_of_one_weight():
+    params = {"w": randn(6, 3), "b": randn(6, seed=1), "v": randn(4, seed=2)}
+
+    def loss(p, x):
+        first, second = p["w"].chunk(2)
+        bias = p["b"].split([2, 4])
+        left, right = p["v"].chunk(2)
+        y = F.linear(x, first).tanh() + x @ second.t()
+        return (y[:2] + bias[0]).sin() @ left + y[:2] @ right + (y[:1] * bias[1]).sum()
+
+    return Case(loss, params, randn(B, 3, seed=3))
+
+
+def shared_bias():
+    def loss(p, x):
+        y = F.linear(x, p["w"], p["b"])
+        return ((y * p["b"]).tanh() - p["b"]).square().sum()
+
+    return Case(loss, {"w": randn(3, 4), "b": randn(3, seed=1)}, randn(B, 2, 4))
+
+
+def weight_norm():
+    net = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(3, 2))
+    names = [f"0.parametrizations.weight.original{i}" for i in range(2)]
+    return of_module(net, randn(B, 4), randn(B, 2), opaque=names)
+
+
+def constrained():
+    start = {"w": torch.linalg.qr(randn(5, 3)).Q, "b": randn(3)}
+    space = po.constrain(start, {"w": po.constraints.Orthogonal()})
+
+    def loss(free, x):
+        p = space.forward(free)
+        return (x @ p["w"] + p["b"]).tanh().sum()
+
+    return Case(loss, space.free, randn(B, 5), opaque=["w"])
+
+
+def weight_decay():
+    def loss(p, x):
+        return F.linear(x, p["w"], p["b"]).sin().sum() + 0.1 * p["w"].pow(2).sum()
+
+    params = {"w": randn(3, 4), "b": randn(3, seed=1)}
+    return Case(loss, params, randn(B, 4), opaque=["w"])
+
+
+def physics():
+    """A Laplacian inside: the parameters enter the inner derivative too."""
+
+    def loss(p, x):
+        def u(x):
+            return (F.linear(x, p["w"]).tanh() @ p["v"]).sum()
+
+        return hessian(u)(x).diagonal().sum() ** 2 + (u(x) - p["offset"]).square()
+
+    params = {"w": randn(4, 2), "v": randn(4, seed=1), "offset": randn()}
+    return Case(loss, params, randn(B, 2), opaque=params)
+
+
+def inner_argument():
+    """The parameter is the argument of an inner transform."""
+
+    def loss(p, x):
+        return grad(lambda w: (x @ w).square())(p["w"]).sin().sum() + x @ p["v"]
+
+    params = {"w": randn(3), "v": randn(3, seed=1)}
+    return Case(loss, params, randn(B, 3), opaque=params)
+
+
+def norms_inside():
+    """A recording inside of a recording."""
+
+    def inner(p, x):
+        return F.linear(x, p["w"]).tanh().sum()
+
+    def loss(p, x):
+        return D.per_sample_grad_norms(inner)(p, x).sum() + F.linear(x, p["w"]).sum()
+
+    return Case(loss, {"w": randn(2, 3)}, randn(B, 4, 3, seed=1), opaque=["w"])
+
+
+class Scale(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, w):
+        return x * w
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return g * w, g * x
+
+
+def own_function():
+    def loss(p, x):
+        return Scale.apply(x, p["w"]).sin().sum() + x @ p["w"]
+
+    return Case(loss, {"w": randn(3)}, randn(B, 3), opaque=["w"])
+
+
+def other_uses():
+    def loss(p, x):
+        sliced = (p["slice"][:2] @ x).tanh().sum()
+        summed = torch.einsum("ij,j->i", p["einsum"], x).tanh().sum()
+        written = x.clone()
+        written += p["written"]
+        return sliced + summed + written.sin().sum()
+
+    params = {
+        "slice": randn(3, 4),
+        "einsum": randn(3, 4, seed=1),
+        "written": randn(4, seed=2),
+    }
+    return Case(loss, params, randn(B, 4), opaque=params)
+
+
+def scalars_and_one_tensor():
+    return Case(lambda w, x: (w * x).exp(), randn(), randn(B))
+
+
+def one_object_twice():
+    w = randn(3)
+    return Case(
+        lambda p, x: x @ p["a"] + (x * p["b"]).sin().sum() + x @ w,
+        {"a": w, "b": w},
+        randn(B, 3, seed=1),
+    )
+
+
+CASES = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "unbatched-convolutions": unbatched_convolutions,
+    "volumes": volumes,
+    "transposed-convolutions": transposed_convolutions,
+    "encoder-train": lambda: encoder(train=True),
+    "encoder-eval": lambda: encoder(train=False),
+    "attention": attention,
+    "attention-without-bias": lambda: attention(bias=False),
+    "attention-other-keys": lambda: attention(kdim=4),
+    "attention-bias-kv": attention_with_bias_kv,
+    "tied-embedding": tied_embedding,
+    "words": words,
+    "tied-autoencoder": tied_autoencoder,
+    "tied-autoencoder-positions": lambda: tied_autoencoder(3),
+    "products": products,
+    "rnn-cell": lambda: unrolled(nn.RNNCell),
+    "gru-cell": lambda: unrolled(nn.GRUCell),
+    "lstm-cell": lambda: unrolled(nn.LSTMCell),
+    "rows-of-one-weight": rows_of_one_weight,
+    "shared-bias": shared_bias,
+    "weight-norm": weight_norm,
+    "constrained": constrained,
+    "weight-decay": weight_decay,
+    "physics": physics,
+    "inner-argument": inner_argument,
+    "norms-inside": norms_inside,
+    "own-function": own_function,
+    "other-uses": other_uses,
+    "scalars": scalars_and_one_tensor,
+    "one-object-twice": one_object_twice,
+}
+cases = pytest.mark.parametrize("make", CASES.values(), ids=CASES)
+
+
+@pytest.fixture(autouse=True)
+def attention_that_vmap_knows():
+    # torch's fused attention on the CPU warns that it is slow under vmap.
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def reference(case):
+    """The gradients per sample, leaf by leaf, as rows."""
+    in_dims = (None, *[0] * len(case.batch))
+    grads = vmap(grad(case.loss), in_dims)(case.params, *case.batch)
+    return [g.reshape(g.shape[0], -1) for g in tree_leaves(grads)]
+
+
+def close(got, want, scale=None):
+    """Relative to the largest entry: sums may cancel in an entry."""
+    scale = want.abs().max() if scale is None else scale
+    torch.testing.assert_close(got, want, rtol=0, atol=float(RTOL * scale) + 1e-300)
+
+
+def noise(g):
+    """The closed forms: trace of the covariance and squared norm of the mean."""
+    trace = g.var(0).sum()
+    return trace, g.mean(0).square().sum() - trace / len(g)
+
+
+def check(case):
+    leaves = reference(case)
+    g = torch.cat(leaves, 1)
+    args = case.params, *case.batch
+    close(D.per_sample_grad_norms(case.loss)(*args), g.norm(dim=1))
+    squares = tree_leaves(D.per_sample_squared_norms(case.loss)(*args))
+    for got, leaf in zip(squares, leaves, strict=True):
+        close(got, leaf.square().sum(1))
+    close(D.grad_gram(case.loss)(*args), g @ g.mT)
+    variances = tree_leaves(D.grad_variance(case.loss)(*args))
+    for got, leaf in zip(variances, leaves, strict=True):
+        # Its rounding error is relative to the mean square.
+        close(got.reshape(-1), leaf.var(0), leaf.square().mean(0).max())
+    ratio, trace, signal = D.noise_scale(case.loss)(*args)
+    close(trace, noise(g)[0])
+    close(signal, noise(g)[1], g.square().sum())
+    assert ratio == trace / signal
+    diversity = D.gradient_diversity(case.loss)(*args)
+    close(diversity, g.square().sum() / g.sum(0).square().sum())
+
+
+@cases
+def test_every_quantity_is_that_of_vmap_of_grad(make):
+    check(make())
+
+
+@cases
+def test_only_the_leaves_with_other_uses_have_no_rule(make):
+    case = make()
+    plan = discover("test", case.loss, case.params, case.batch)
+    paths = tree_paths(case.params)
+    got = {path for path, hidden in zip(paths, plan.opaque, strict=True) if hidden}
+    assert got == case.opaque
+
+
+@pytest.mark.parametrize("name", ["cnn", "tied-embedding", "words", "rnn-cell",
+                                  "weight-decay", "shared-bias"])  # fmt: skip
+def test_portions_that_hold_little_change_nothing(name, monkeypatch):
+    # One sample and one row at a time.
+    monkeypatch.setattr(_sums, "BUDGET", 1)
+    check(CASES[name]())
+
+
+@pytest.mark.parametrize("name", ["cnn", "tied-embedding", "lstm-cell", "weight-decay"])
+def test_the_signal_to_noise_ratio_is_that_of_vmap_of_grad(name):
+    case = CASES[name]()
+    ratios = tree_leaves(D.gsnr(case.loss)(case.params, *case.batch))
+    for got, leaf in zip(ratios, reference(case), strict=True):
+        signal, variance = leaf.mean(0).square(), leaf.var(0)
+        zero = (signal == 0) & (variance == 0)
+        assert (got.reshape(-1)[zero] == 0).all()
+        # The variance's error is relative to the mean square: compare what is divided.
+        close(
+            got.reshape(-1)[~zero] * variance[~zero],
+            signal[~zero],
+            leaf.square().mean(0).max() * (1 + got.max()),
+        )
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 7, None])
+def test_the_gradients_do_not_depend_on_the_chunk(chunk_size):
+    case = mlp()
+    grads = D.per_sample_grads(case.loss, chunk_size=chunk_size)
+    for got, want in zip(
+        tree_leaves(grads(case.params, *case.batch)), reference(case), strict=True
+    ):
+        close(got.reshape(B, -1), want)
+
+
+@pytest.mark.parametrize("name", ["mlp", "tied-embedding", "weight-decay", "physics"])
+def test_one_sample_has_a_norm_and_a_gram_matrix(name):
+    case = CASES[name]()
+    case.batch = tree_map(lambda leaf: leaf[:1], case.batch)
+    g = torch.cat(reference(case), 1)
+    args = case.params, *case.batch
+    close(D.per_sample_grad_norms(case.loss)(*args), g.norm(dim=1))
+    close(D.grad_gram(case.loss)(*args), g @ g.mT)
+    close(D.gradient_diversity(case.loss)(*args), torch.tensor(1.0).double())
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "tied-embedding", "weight-decay"])
+def test_a_penalty_on_the_norms_has_the_gradient_that_vmap_of_grad_gives(name):
+    case = CASES[name]()
+
+    def penalty(p):
+        return D.per_sample_grad_norms(case.loss)(p, *case.batch).sum()
+
+    def want(p):
+        rows = reference(Case(case.loss, p, *case.batch))
+        return torch.cat(rows, 1).square().sum(1).sqrt().sum()
+
+    direction = tree_map(torch.cos, case.params)
+    leaves = zip(
+        tree_leaves(grad(penalty)(case.params)),
+        tree_leaves(grad(want)(case.params)),
+        strict=True,
+    )
+    for got, expected in leaves:
+        close(got, expected, max(expected.abs().max(), torch.tensor(1.0)))
+    forward = jvp(penalty, (case.params,), (direction,))[1]
+    close(forward, jvp(want, (case.params,), (direction,))[1])
+
+
+def test_a_gradient_that_is_zero_has_norm_zero_with_derivative_zero():
+    x = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    norms = D.per_sample_grad_norms(lambda w, x: (x @ w).square())
+    w = torch.ones(2)
+    assert norms(w, x)[0] == 0
+    # |g| = 2 (x.w) |x|, whose gradient is 2 |x| x.
+    torch.testing.assert_close(grad(lambda w: norms(w, x).sum())(w), 2 * 5**0.5 * x[1])
+
+
+def test_half_precision_is_summed_in_single():
+    # 300 squared does not fit into half precision, the norm does.
+    w = {"w": torch.zeros(2, dtype=torch.half), "b": torch.zeros((), dtype=torch.half)}
+    x = torch.tensor([[300.0, 400.0]] * 2, dtype=torch.half)
+    norms = D.per_sample_grad_norms(lambda p, x: x @ p["w"] + 0.0 * x[0] * p["b"])
+    got = norms(w, x)
+    assert got.dtype == torch.half
+    assert torch.equal(got, torch.full_like(got, 500.0))
+
+
+def test_an_ensemble_has_the_norms_of_its_members():
+    case = mlp()
+    members = tree_map(lambda p: torch.stack([p, p.cos(), 2 * p]), case.params)
+    norms = D.per_sample_grad_norms(case.loss)
+    got = vmap(norms, (0, None, None))(members, *case.batch)
+    for i in range(3):
+        member = tree_map(lambda p, i=i: p[i], members)
+        close(got[i], norms(member, *case.batch))
+
+
+def test_no_tensor_is_as_large_as_the_gradients_per_sample():
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    net = nn.Sequential(nn.Linear(40, 60), nn.Tanh(), nn.Linear(60, 50))
+    case = of_module(net, randn(30, 40), randn(30, 50))
+    for quantity in (D.per_sample_grad_norms, D.grad_gram, D.noise_scale):
+        with Sizes():
+            quantity(case.loss)(case.params, *case.batch)
+    # The largest activation is 30 x 60, the largest leaf 60 x 50.
+    assert largest == 3000
+
+
+def test_a_use_that_cannot_be_seen_gives_nan_and_no_wrong_number():
+    def loss(p, x):
+        with torch._C.DisableTorchFunction():
+            hidden = x @ p["w"]
+        return hidden + x @ p["w"] + x @ p["v"]
+
+    params = {"w": randn(3), "v": randn(3, seed=1)}
+    squares = D.per_sample_squared_norms(loss)(params, randn(B, 3))
+    assert squares["w"].isnan().all()
+    assert squares["v"].isfinite().all()
+    assert D.noise_scale(loss)(params, randn(B, 3)).ratio.isnan()
+
+
+@pytest.mark.compile
+def test_compiled_the_attribute_t_of_a_weight_is_right():
+    # Compilers do not show `.T` to modes; in eager code it has a rule.
+    def loss(w, x):
+        return (x @ w.T).tanh().sum()
+
+    w, x = randn(2, 3), randn(4, 3)
+    norms = D.per_sample_grad_norms(loss)
+    compiled = torch.compile(norms, fullgraph=True, backend="aot_eager")
+    close(compiled(w, x), norms(w, x))
+
+
+def loss_of(w, x):
+    return (w * x).sum()
+
+
+MISTAKES = {
+    "other-sizes": (
+        lambda p, x, y: (p * x).sum() + y,
+        (randn(2), randn(3, 2), randn(4)),
+        "first dimension is the sample, got 3 and 4 samples. Close over",
+    ),
+    "no-tensor": (loss_of, (randn(2), 3.0), "is the sample, got `float`"),
+    "nothing": (loss_of, (randn(2),), "first dimension is the sample, got nothing"),
+    "no-sample": (loss_of, (randn(2), randn(0, 2)), "or more, got 0."),
+    "no-scalar": (
+        lambda w, x: w * x,
+        (randn(2), randn(3, 2)),
+        "must return a 0-d floating tensor, got a tensor of shape (2,)",
+    ),
+    "integers": (
+        loss_of,
+        (torch.arange(2), randn(3, 2)),
+        "must hold only floating-point tensors, got a tensor of dtype torch.int64",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("quantity", ["grad_gram", "per_sample_grads"])
+def test_what_is_wrong_with_a_batch_is_said(name, quantity):
+    loss, args, words = MISTAKES[name]
+    with pytest.raises(po.PureoptError) as raised:
+        getattr(D, quantity)(loss)(*args)
+    assert str(raised.value).startswith(f"`{quantity}(")
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["grad_variance", "gsnr", "noise_scale"])
+def test_a_variance_needs_two_samples(name):
+    with pytest.raises(po.DerivativeError, match="hold 2 samples or more, got 1"):
+        getattr(D, name)(loss_of)(randn(2), randn(1, 2))
+
+
+@pytest.mark.parametrize("quantity", ["per_sample_grad_norms", "per_sample_grads"])
+def test_batch_norm_in_train_mode_is_refused_and_told_why(quantity):
+    net = nn.Sequential(nn.Conv1d(2, 2, 1), nn.BatchNorm1d(2)).double()
+    apply, params, buffers = po.functionalize(net)
+
+    def loss(params, x):
+        return apply(params, buffers, x[None])[0].square().sum()
+
+    with pytest.raises(po.DerivativeError) as raised:
+        getattr(D, quantity)(loss)(params, randn(B, 2, 4))
+    assert "batch norm" in str(raised.value)
+    assert "eval mode" in str(raised.value)
+
+
+def test_random_numbers_are_refused_and_told_why():
+    def loss(w, x):
+        return (w * F.dropout(x)).sum()
+
+    with pytest.raises(po.DerivativeError) as raised:
+        D.per_sample_grad_norms(loss)(randn(2), randn(3, 2))
+    assert "random numbers under vmap" in str(raised.value)
+    assert "pureopt.random" in str(raised.value)
+
+
+def test_a_loss_that_does_something_else_each_time_is_refused():
+    calls = []
+
+    def loss(p, x):
+        calls.append(0)
+        return x @ p["w"] if len(calls) % 2 else x @ p["w"] + x @ p["v"]
+
+    with pytest.raises(po.DerivativeError, match="same operations each time"):
+        D.per_sample_grad_norms(loss)({"w": randn(3), "v": randn(3)}, randn(B, 3))
