@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,16 +58,31 @@ def positive(x):
 
 def module(make):
     """A module of random weights in the dtype of the argument."""
-    made = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        single = make().requires_grad_(requires_grad=False)
+    made = {torch.float32: single, torch.float64: copy.deepcopy(single).double()}
+    return lambda x: made[x.dtype](x)
 
-    def f(x):
-        if x.dtype not in made:
-            with torch.random.fork_rng():
-                torch.manual_seed(3)
-                made[x.dtype] = make().to(x.dtype).requires_grad_(requires_grad=False)
-        return made[x.dtype](x)
 
-    return f
+class Attention(nn.MultiheadAttention):
+    """Self-attention, of one argument and one result."""
+
+    def forward(self, x):
+        return super().forward(x, x, x)[0]
+
+
+class Cell(nn.Module):
+    """A recurrent cell unrolled over two steps."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x):
+        state = self.cell(x)
+        after = self.cell(x.sin(), state)
+        return after[0] if isinstance(after, tuple) else after
 
 
 def row(name, f, shape=(2, 3), **flags):
@@ -207,6 +223,10 @@ MULTIVARIATE = [
         module(lambda: nn.TransformerEncoderLayer(4, 2, 5, batch_first=True).eval()),
         (1, 2, 4),
     ),
+    # Cells of recurrent networks.
+    row("lstm-cell", module(lambda: Cell(nn.LSTMCell(3, 2)))),
+    row("gru-cell", module(lambda: Cell(nn.GRUCell(3, 2)))),
+    row("rnn-cell", module(lambda: Cell(nn.RNNCell(3, 2)))),
     # Linear algebra.
     row(
         "solve",
@@ -367,10 +387,3 @@ MULTIVARIATE = [
     row("to-and-back", lambda x: x.pow(2).double().to(x.dtype) * x.long()),
     row("broadcast-ranks", lambda x: x.pow(2) * x[0] + x[0, 0] - x.unsqueeze(0).exp()),
 ]
-
-
-class Attention(nn.MultiheadAttention):
-    """Self-attention, of one argument and one result."""
-
-    def forward(self, x):
-        return super().forward(x, x, x)[0]

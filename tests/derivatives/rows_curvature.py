@@ -30,7 +30,7 @@ def operator(a):
 def lanczos(dtype):
     def f(a, start):
         return po.derivatives.lanczos(
-            operator(a)[0], {"x": start[:4], "y": (start[4:],)}, 3
+            operator(a)[0], {"x": start[:4], "y": (start[4:],)}, 2
         )
 
     return f, (symmetric(8, dtype=dtype), randn(8, seed=1, dtype=dtype))
@@ -39,7 +39,7 @@ def lanczos(dtype):
 def spectral_density(dtype):
     def f(a, key):
         spectrum = po.derivatives.spectral_density(
-            *operator(a), key=key, probes=3, steps=4
+            *operator(a), key=key, probes=2, steps=2
         )
         grid = a.new_tensor([-1.0, 0.5])
         return (
@@ -55,16 +55,14 @@ def spectral_density(dtype):
 def log_determinant(dtype):
     def f(a, key):
         matvec, like = operator(a.mT @ a / 8 + torch.eye(8).to(a))
-        return po.derivatives.log_determinant(
-            matvec, like, key=key, probes=4, steps=2, chunk_size=2
-        )
+        return po.derivatives.log_determinant(matvec, like, key=key, probes=2, steps=2)
 
     return f, (symmetric(8, dtype=dtype), KEY)
 
 
 def top_eigenpairs(dtype):
     def f(a, key):
-        return po.derivatives.top_eigenpairs(*operator(a), 2, key=key, steps=3)
+        return po.derivatives.top_eigenpairs(*operator(a), 2, key=key, steps=2)
 
     return f, (symmetric(8, dtype=dtype), KEY)
 
@@ -82,7 +80,7 @@ def trace(name):
 def trace_of_a_hessian(dtype):
     def f(x, key):
         def loss(x):
-            return (x["a"] @ x["b"]).tanh().pow(2).sum()
+            return (x["a"] @ x["b"]).tanh().sum()
 
         def matvec(v):
             return po.derivatives.hvp(loss, x, v)

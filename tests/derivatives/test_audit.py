@@ -102,6 +102,15 @@ def test_a_kink_is_seen_in_the_derivative_that_jumps(f, k):
     assert not any(difference.kink for difference in found[:k])
 
 
+def test_stairs_are_not_taken_for_the_slope_that_they_follow():
+    # At steps of 1/32 each point is on the line, with tiny ones all are on one stair.
+    def stairs(t):
+        return round(0.0653 * t, 3)
+
+    assert stairs(3 / 32) == 3 * stairs(1 / 32)
+    assert differences(stairs, 1)[1].tolerance > 0.06
+
+
 def test_noise_widens_the_tolerance():
     def rough(t):
         return round(math.sin(t + 1), 8)

@@ -168,6 +168,40 @@ def test_leaves_keep_their_dtypes_and_the_numbers_the_widest():
     assert D.lanczos(lambda v: v, start["a"], 2).alphas.dtype == torch.float32
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_squares_that_leave_the_range_of_float32_do_no_harm(scale):
+    a, start = symmetric(12, dtype=torch.float32), randn(12, dtype=torch.float32)
+    small = {"rtol": 1e-4, "atol": 1e-4}  # some hundred roundings of numbers near 5
+    plain = D.lanczos(times(a), start, 4)
+    other = D.lanczos(times(a), scale * start, 4)
+    torch.testing.assert_close(other, plain, **small)
+    other = D.lanczos(times(scale * a), start, 4)
+    torch.testing.assert_close(other.alphas / scale, plain.alphas, **small)
+    torch.testing.assert_close(other.betas / scale, plain.betas, **small)
+    settings = {"key": KEY, "steps": 2}
+    plain = D.top_eigenpairs(times(a), a[0], 2, **settings).residuals
+    other = D.top_eigenpairs(times(scale * a), a[0], 2, **settings).residuals
+    assert (plain > 0.1).all()
+    torch.testing.assert_close(other / scale, plain, **small)
+    plain = D.trace_hutchinson(times(a), a[0], key=KEY, matvecs=4).stderr
+    other = D.trace_hutchinson(times(scale * a), a[0], key=KEY, matvecs=4).stderr
+    torch.testing.assert_close(other / scale, plain, **small)
+
+
+def test_the_derivative_is_that_of_finite_differences():
+    a, start, da = symmetric(10), randn(10, seed=1), symmetric(10, 2)
+
+    def coefficients(a):
+        return torch.cat(D.lanczos(times(a), start, 4)[:2])
+
+    tangent = torch.func.jvp(coefficients, (a,), (da,))[1]
+    h = 1e-5
+    difference = (coefficients(a + h * da) - coefficients(a - h * da)) / (2 * h)
+    # h^2 times a third derivative below 1e2; rounding of 1e-15 over h is less.
+    torch.testing.assert_close(tangent, difference, rtol=0, atol=1e-7)
+    assert tangent.abs().min() > 1e-3
+
+
 def test_the_order_of_the_keys_that_an_operator_returns_does_not_matter():
     a = symmetric(6)
     matvec, like = operator(a)
@@ -236,6 +270,22 @@ def test_the_cumulative_density_counts_eigenvalues():
     # Inside, five standard errors; outside there is none, and rounding of 40 sums.
     assert ((value - truth).abs() <= 5 * stderr + 1e-12).all()
     assert (stderr[1:3] > 1e-3).all()
+
+
+def test_a_stack_of_spectra_is_evaluated_lane_by_lane():
+    lanes = torch.stack([symmetric(6), 2 * symmetric(6, 1), symmetric(6, 2)])
+    # As many lanes as probes and grid points: a wrong dimension would not show.
+    grid = torch.linspace(-1, 1, 3, dtype=torch.float64)
+
+    def spectrum(a):
+        return D.spectral_density(times(a), a[0], key=KEY, probes=3, steps=3)
+
+    def evaluated(s):
+        return s.density(grid, width=0.5), s.cumulative(grid), s.integrate(torch.cos)
+
+    whole = evaluated(vmap(spectrum)(lanes))
+    one_by_one = vmap(lambda a: evaluated(spectrum(a)))(lanes)
+    torch.testing.assert_close(whole, one_by_one, rtol=1e-12, atol=1e-12)
 
 
 def test_the_spectral_tools_know_the_hessian_of_a_network():
@@ -388,6 +438,14 @@ def test_traces_are_unbiased(trace, kind):
     assert value.std() > 0
 
 
+@pytest.mark.parametrize("trace", [D.trace_hutchinson, D.trace_hutchpp])
+def test_two_traces_need_no_symmetry(trace):
+    a = randn(12, 12)
+    value, _ = over_keys(trace, a, 2000, matvecs=9)
+    # Four standard errors of the mean.
+    assert abs(value.mean() - a.trace()) < 4 * value.std() / math.sqrt(2000)
+
+
 @pytest.mark.parametrize("trace", [D.trace_hutchpp, D.trace_xtrace])
 def test_the_standard_error_is_the_spread_within_a_factor(trace):
     a = with_eigenvalues(1 / np.arange(1, 101))
@@ -461,6 +519,21 @@ def test_as_many_products_as_dimensions_are_exact(trace):
         value, _ = trace(times(a), a[0], key=KEY, matvecs=matvecs)
         # Rounding of the sum of numbers up to the norm 6.
         assert abs(value - a.trace()) < 1e-11
+
+
+@pytest.mark.parametrize("trace", TRACES)
+def test_a_single_number_is_its_own_trace(trace):
+    value, stderr = trace(lambda v: 3 * v, torch.tensor(1.0), key=KEY, matvecs=4)
+    assert abs(value - 3) < 1e-5  # ten roundings in float32
+    assert stderr < 1e-5
+
+
+def test_an_operator_may_write_to_its_argument():
+    # Under vmap torch counts no writes, so that they cannot be refused.
+    d = torch.linspace(1, 2, 8, dtype=torch.float64)
+    for trace in TRACES:
+        value = trace(lambda v: v.mul_(d), d, key=KEY, matvecs=16).value
+        assert value == trace(lambda v: v * d, d, key=KEY, matvecs=16).value
 
 
 def test_the_scale_of_the_operator_does_not_matter():
@@ -565,3 +638,5 @@ def test_wrong_trees_are_told(operator):
         operator(lambda v: {"u": v["w"]}, like)
     with pytest.raises(TreeError, match=r"must hold only floating-point tensors"):
         operator(lambda v: v, {"w": torch.arange(3)})
+    with pytest.raises(TreeError, match=r"must hold at least one number"):
+        operator(lambda v: v, {"w": torch.zeros(0)})

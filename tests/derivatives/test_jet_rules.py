@@ -125,8 +125,6 @@ def test_a_series_without_terms_is_a_value(row):
 @multivariate
 def test_a_lane_of_vmap_is_a_call(row):
     x, (v,) = curve(row, orders=1)
-    if row.name.startswith("encoder") or row.name == "multi-head-attention":
-        pytest.skip("covered by the attention inside; 30 operations twice")
     xs, vs = torch.stack([x, x + 0.1]), torch.stack([v, -v])
     value, (first,) = vmap(lambda x, v: jet(row.f, x, (v,)))(xs, vs)
     for k in range(2):

@@ -152,6 +152,18 @@ def test_reduce_is_exact_for_the_mean_of_a_linear_model_over_positions():
     assert not torch.allclose(dense(other.matvec, params), matrix, rtol=0.1)
 
 
+def test_expand_is_exact_for_images():
+    params = {"w": randn(4, 3, 3, 2, seed=1)}
+    batch = (randn(2, 6, 5, 6),)
+
+    def model(p, x):
+        layout = {"stride": (2, 1), "padding": 1, "dilation": (1, 2), "groups": 2}
+        return F.conv2d(x, p["w"], **layout)
+
+    curvature = D.kfac(model, params, batch, likelihood=GAUSSIAN)
+    assert_blocks_equal(curvature, fisher(model, params, batch, GAUSSIAN), params)
+
+
 def test_an_embedding_has_rows():
     params = {"e": randn(5, 3, seed=1), "w": randn(2, 3, seed=2)}
     batch = (torch.tensor([3]),)
@@ -276,7 +288,12 @@ def test_the_blocks_are_a_matrix():
 
 
 def test_a_parameter_without_use_has_a_zero_block():
-    params = {"w": randn(2, 3), "unused": randn(4, 5, 2), "b": randn(3)}
+    params = {
+        "w": randn(2, 3),
+        "unused": randn(4, 5, 2),
+        "b": randn(3),
+        "empty": torch.zeros(0, 3, dtype=torch.float64),
+    }
 
     def model(p, x):
         return F.linear(x, p["w"])
@@ -284,6 +301,7 @@ def test_a_parameter_without_use_has_a_zero_block():
     curvature = D.kfac(model, params, (randn(2, 3, seed=1),), likelihood=GAUSSIAN)
     out = curvature.matvec(params)
     assert out["unused"].shape == (4, 5, 2)
+    assert out["empty"].shape == (0, 3)
     assert (out["unused"] == 0).all()
     assert (out["b"] == 0).all()
     assert (out["w"] != 0).any()
@@ -298,6 +316,21 @@ def test_half_precision_has_factors_in_float32():
     assert v["w1"].dtype == torch.bfloat16
     true = D.kfac(mlp, MLP, (randn(4, 3),), likelihood=D.Categorical()).trace()
     assert abs(curvature.trace() / true - 1) < 0.1  # 8 bits, through five operations
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda p, i: F.linear(F.embedding(i, p["e"]), p["e"]),
+        lambda p, i: F.embedding(i, p["e"]) @ p["e"].mT,
+        lambda p, i: p["e"] @ (torch.ones(5).double() @ p["e"]) + i,
+    ],
+    ids=["embedding and linear", "embedding and product", "both sides"],
+)
+def test_a_leaf_that_is_used_both_ways_has_no_block(model):
+    params, batch = {"e": randn(5, 3)}, (torch.tensor([3, 1]),)
+    with pytest.raises(DerivativeError, match=r"got one that is used both ways, 'e'"):
+        D.kfac(model, params, batch, likelihood=D.Categorical())
 
 
 def test_what_kfac_cannot_do_is_told():
@@ -333,8 +366,10 @@ def test_what_kfac_cannot_do_is_told():
         TreeError, match=r"`Kronecker.matvec\(v=...\)` must be.* other key"
     ):
         curvature.matvec({"u": w})
-    with pytest.raises(TreeError, match=r"of 6 numbers there, got .* at 'w'"):
+    with pytest.raises(TreeError, match=r"of 2 rows by 3 there, got .* at 'w'"):
         curvature.solve({"w": w[:1]}, damping=1.0)
+    with pytest.raises(TreeError, match=r"of 2 rows by 3 there, got .* shape \(3, 2\)"):
+        curvature.matvec({"w": w.mT})
     with pytest.raises(HyperparameterError, match=r"must be finite and >= 0, got -1.0"):
         curvature.solve(params, damping=-1.0)
     with pytest.raises(HyperparameterError, match=r"must be finite and >= 0, got nan"):

@@ -129,7 +129,7 @@ def _jacobian(y: Jet | Tensor, x: Any) -> Any:
     return tree_map(lambda leaf: next(pieces).reshape(*y.shape, *leaf.shape).clone(), x)
 
 
-def identity_like(x: P) -> Tensor:
+def identity_like(x: Any) -> Tensor:
     """The coordinate directions as rows."""
     flat = ravel(x)
     return torch.eye(len(flat), dtype=flat.dtype, device=flat.device)

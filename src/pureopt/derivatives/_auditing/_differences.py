@@ -77,16 +77,22 @@ def _best(
 ) -> tuple[float, float]:
     """The estimate with the smallest error over all steps, and that error.
 
-    It is no smaller than what twice the step changes: that tells, too, where a function
-    has too few derivatives for more points to help.
+    It is no smaller than what twice the step changes, which tells where a function has
+    too few derivatives for more points to help; and no smaller than what smaller steps
+    deny, which tells stairs from slopes.
     """
     tried = [_estimate(phi, nested, k, h, noise) for h in _STEPS]
     found = [
         (value, max(error, abs(value - before)))
         for (before, _), (value, error) in itertools.pairwise(tried)
-        if math.isfinite(before)
+        if math.isfinite(before) and math.isfinite(value)
     ]
-    return min(found, key=lambda one: one[1], default=(math.nan, math.inf))
+    if not found:
+        return math.nan, math.inf
+    best = min(range(len(found)), key=lambda i: found[i][1])
+    value, error = found[best]
+    denied = [abs(v - value) - _SAFETY * e for v, e in found[best + 1 :]]
+    return value, max(error, *denied, 0.0)
 
 
 def _estimate(

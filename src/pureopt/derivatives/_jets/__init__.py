@@ -16,6 +16,7 @@ from pureopt.derivatives._jets import (
     _piecewise,
     _pooling,
     _products,
+    _recurrent,
     _reductions,
     _shapes,
     _sorting,

@@ -206,7 +206,9 @@ def ode(x: Jet, value: Tensor, slope: Callable[[Series, int], Coefficient]) -> J
         slope: ``slope(y, k)`` is the coefficient of order ``k`` of ``s``, from the
             coefficients of ``y`` up to that order.
     """
-    u, y, s = series(x), [value], []
+    u = series(x)
+    y: list[Coefficient] = [value]
+    s: list[Coefficient] = []
     for k in range(1, x.order + 1):
         s.append(slope(y, k - 1))
         y.append(_integral_at(u, s, k, x.summed))
@@ -227,13 +229,14 @@ def elementwise(x: Jet, value: Tensor, derivative: Callable[[Jet, Jet], Jet]) ->
     return y
 
 
-def taylor(x: Jet, terms: Sequence[Coefficient]) -> Jet:
-    r"""The composition :math:`\sum_n c_n u^n` with :math:`u = x - x_0`.
+def taylor(x: Jet, value: Tensor, outer: Series) -> Jet:
+    r"""The composition :math:`c_0 + \sum_n c_n u^n` with :math:`u = x - x_0`.
 
     Args:
         x: The argument.
-        terms: The coefficients :math:`c_0, \dots, c_K` of the outer function at the value
-            of ``x``: its derivatives over the factorials.
+        value: The outer function :math:`c_0` at the value of ``x``.
+        outer: The coefficients :math:`c_1, \dots, c_K` there: the derivatives of the
+            outer function over the factorials.
     """
     u: Series = [None, *x.coefficients]
     powers = [u]
@@ -243,13 +246,14 @@ def taylor(x: Jet, terms: Sequence[Coefficient]) -> Jet:
 
     def term(k: int) -> Coefficient:
         total: Coefficient = None
-        for c, power in zip(terms[1:], powers, strict=True):
-            if c is not None and power[k] is not None:
-                total = plus(total, c * power[k])
+        for c, power in zip(outer, powers, strict=True):
+            p = power[k]
+            if c is not None and p is not None:
+                total = plus(total, c * p)
         return total
 
     orders = range(1, len(u))
-    return like(x, terms[0], [later(x, k, partial(term, k)) for k in orders])
+    return like(x, value, [later(x, k, partial(term, k)) for k in orders])
 
 
 def _power_at(u: Series, last: Series, k: int, summed: int | None) -> Coefficient:
@@ -269,6 +273,7 @@ def univariate(rule: Callable[..., Jet]) -> Callable[..., Jet]:
         if x.summed is None:
             return rule(x, *args, **kwargs)
         axis = [torch.ones_like(x.value), *[None] * (x.order - 1)]
-        return taylor(x, series(rule(Jet(x.value, axis), *args, **kwargs)))
+        y = rule(Jet(x.value, axis), *args, **kwargs)
+        return taylor(x, y.value, y.coefficients)
 
     return apply

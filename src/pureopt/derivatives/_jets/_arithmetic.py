@@ -3,6 +3,10 @@
 Recurrences of normalized coefficients as in Griewank and Walther (2008), table 13.2.
 """
 
+# The stubs of torch do not know that a jet may stand in for a tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import math
@@ -51,7 +55,8 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Jet:  # noqa: A002
 
     orders = range(1, x.order + 1)
     terms = [later(x, k, partial(term, k)) for k in orders]
-    return like(x, a.value + scaled(b.value, alpha), terms)
+    shift = b.value if alpha == 1 else alpha * b.value
+    return like(x, a.value + shift, terms)
 
 
 @rule("sub", "subtract", "__sub__")
@@ -235,7 +240,7 @@ def _tensor_power(x: Jet, p: Tensor) -> Jet:
         rest = x.value ** torch.where(ended, 0, p - n)
         terms.append(torch.where(ended, 0, falling * rest / math.factorial(n)))
         falling = falling * (p - n)
-    return taylor(x, terms)
+    return taylor(x, terms[0], terms[1:])
 
 
 @rule("abs", "absolute", "__abs__")

@@ -3,6 +3,10 @@
 Recurrences as in Griewank and Walther (2008), table 13.2.
 """
 
+# The stubs of torch do not know that a jet may stand in for a tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportReturnType=false
+
 from __future__ import annotations
 
 import math

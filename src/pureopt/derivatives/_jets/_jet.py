@@ -17,7 +17,7 @@ Coefficient: TypeAlias = Tensor | None
 class Later:
     """A coefficient that is computed when it is first asked for, if ever."""
 
-    __slots__ = ("make", "made")
+    __slots__ = ("made", "make")
 
     def __init__(self, make: Callable[[], Coefficient]) -> None:
         self.make: Callable[[], Coefficient] | None = make

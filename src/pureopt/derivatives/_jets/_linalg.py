@@ -139,8 +139,8 @@ def cholesky_ex(
     :math:`\Phi` is the lower triangle with half of the diagonal.
 
     References:
-        Murray (2016), "Differentiation of the Cholesky decomposition", equation 8, for
-        the first order.
+        Murray (2016), "Differentiation of the Cholesky decomposition", for the first
+        order.
     """
     value, info = torch.linalg.cholesky_ex(A.value, check_errors=check_errors)
     a, factor = linear(lambda c: (c + c.mT) / 2, A), like(A, value, [])
@@ -249,7 +249,7 @@ def matrix_exp(A: Jet) -> Jet:
     r"""The first block row of the exponential of the block Toeplitz matrix of the series.
 
     References:
-        Higham (2008), "Functions of Matrices", theorem 3.6, for the first order.
+        Higham (2008), "Functions of Matrices", section 3.2, for the first order.
     """
     u = series(A)
     last = A.order if A.summed is None else min(A.order, A.summed - 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pureopt.derivatives._jets._algebra import elementwise, integral, like, taylor
-from pureopt.derivatives._jets._jet import Coefficient, Jet
+from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._register import rule, univariate_rule
 from pureopt.derivatives._jets._shapes import value_of
 
@@ -86,20 +86,19 @@ def _zeta(s: float, q: Tensor) -> Tensor:
 
 @univariate_rule("lgamma", "gammaln")
 def lgamma(x: Jet) -> Jet:
-    r"""Coefficients :math:`(-1)^n \zeta(n, x) / n`, after the first two."""
+    r"""Coefficients :math:`(-1)^n \zeta(n, x) / n`, after the first."""
     q = x.value
-    terms: list[Coefficient] = [torch.lgamma(q), torch.digamma(q)]
-    terms += [_zeta(n, q) * ((-1) ** n / n) for n in range(2, x.order + 1)]
-    return taylor(x, terms[: x.order + 1])
+    outer = [torch.digamma(q)]
+    outer += [_zeta(n, q) * ((-1) ** n / n) for n in range(2, x.order + 1)]
+    return taylor(x, torch.lgamma(q), outer[: x.order])
 
 
 @univariate_rule("digamma", "psi")
 def digamma(x: Jet) -> Jet:
     r"""Coefficients :math:`(-1)^{n+1} \zeta(n + 1, x)`, after the first."""
     q = x.value
-    terms: list[Coefficient] = [torch.digamma(q)]
-    terms += [_zeta(n + 1, q) * (-1) ** (n + 1) for n in range(1, x.order + 1)]
-    return taylor(x, terms)
+    outer = [_zeta(n + 1, q) * (-1) ** (n + 1) for n in range(1, x.order + 1)]
+    return taylor(x, torch.digamma(q), outer)
 
 
 @rule("polygamma")
@@ -110,7 +109,8 @@ def polygamma(n: Any, x: Any) -> Jet:
     if n == 0:
         return digamma(x)
     signed = [(-1) ** (n + k + 1) * math.perm(n + k, n) for k in range(x.order + 1)]
-    return taylor(x, [_zeta(n + k + 1, x.value) * c for k, c in enumerate(signed)])
+    value, *outer = (_zeta(n + k + 1, x.value) * c for k, c in enumerate(signed))
+    return taylor(x, value, outer)
 
 
 @rule("zeta")
@@ -120,7 +120,7 @@ def zeta(s: Any, q: Any) -> Jet:
     for k in range(q.order + 1):
         terms.append(_zeta(s + k, q.value) * factor)
         factor = -factor * (s + k) / (k + 1)
-    return taylor(q, terms)
+    return taylor(q, terms[0], terms[1:])
 
 
 @rule("multigammaln", "mvlgamma")
