@@ -56,6 +56,11 @@ def positive(x):
     return x.exp() + 0.1
 
 
+def wave(x):
+    """Complex numbers away from zero and from the negative axis."""
+    return torch.complex(x.cosh(), x.sin() + 0.5 * x)
+
+
 def module(make):
     """A module of random weights in the dtype of the argument."""
     with torch.random.fork_rng():
@@ -368,6 +373,28 @@ MULTIVARIATE = [
         lambda x: F.margin_ranking_loss(x[0].exp(), x[1], x[2].detach().sign()),
         (3, 3),
     ),
+    # Complex numbers on the way; the ends are real.
+    row("complex-abs", lambda x: wave(x).abs()),
+    row("complex-abs-squared", lambda x: wave(x).abs() ** 2),
+    row("complex-angle", lambda x: torch.angle(wave(x))),
+    row("complex-sgn", lambda x: torch.view_as_real(torch.sgn(wave(x)))),
+    row("complex-norm", lambda x: torch.linalg.vector_norm(wave(x), dim=-1)),
+    row("complex-var", lambda x: torch.var(wave(x), -1)),
+    row("complex-slogdet", lambda x: torch.linalg.slogdet(wave(x))[1], (2, 2)),
+    row(
+        "complex-cholesky",
+        lambda x: torch.view_as_real(
+            torch.linalg.cholesky(wave(x) @ wave(x).mH + 2 * torch.eye(2))
+        ),
+        (2, 2),
+    ),
+    row(
+        "view-as-complex",
+        lambda x: torch.view_as_complex(x.exp()).square().imag,
+        (3, 2),
+    ),
+    row("polar", lambda x: torch.polar(positive(x), x.square()).real),
+    row("fft", lambda x: torch.view_as_real(torch.fft.rfft(x)).pow(2)),
     # Shapes and indexing.
     row("expand-as", lambda x: x[:, :1].pow(2).expand_as(x) * x.view_as(x)),
     row(

@@ -61,7 +61,7 @@ def wide(dtype: torch.dtype):
     """Nine inputs and twelve outputs: forward mode."""
 
     def use(p, x):
-        return D.jacobian(lambda p: model(p, x), chunk_size=4)(p)
+        return D.jacobian(lambda p: model(p, x), chunk_size=5)(p)
 
     return use, (params(dtype), data(dtype))
 
@@ -81,7 +81,7 @@ def tall(dtype: torch.dtype):
 
 def hessian(dtype: torch.dtype):
     def use(p, x):
-        return D.hessian(value(x), chunk_size=4)(p)
+        return D.hessian(value(x), chunk_size=5)(p)
 
     return use, (params(dtype), data(dtype))
 
@@ -104,7 +104,7 @@ def diagonals(dtype: torch.dtype):
 
 def hessian_diag(dtype: torch.dtype):
     def use(p, x):
-        return D.hessian_diag(value(x), chunk_size=4)(p)
+        return D.hessian_diag(value(x), chunk_size=5)(p)
 
     return use, (params(dtype), data(dtype))
 
@@ -126,14 +126,20 @@ def ggnvp(dtype: torch.dtype):
     return use, (params(dtype), direction(dtype), data(dtype))
 
 
-def fisher(likelihood):
-    def make(dtype: torch.dtype):
-        def use(p, v, x):
-            return D.fisher_vp(lambda p: model(p, x), p, v, likelihood=likelihood)
+def fisher(dtype: torch.dtype):
+    """All likelihoods without a parameter, each of outputs of its own."""
+    likelihoods = {"one": D.Categorical(), "yes": D.Bernoulli(), "many": D.Poisson()}
 
-        return use, (params(dtype), direction(dtype), data(dtype))
+    def likelihood(z, u):
+        return {name: each(z[name], u[name]) for name, each in likelihoods.items()}
 
-    return make
+    def use(p, v, x):
+        def outputs(p):
+            return dict.fromkeys(likelihoods, model(p, x))
+
+        return D.fisher_vp(outputs, p, v, likelihood=likelihood)
+
+    return use, (params(dtype), direction(dtype), data(dtype))
 
 
 def scaled_fisher(dtype: torch.dtype):
@@ -170,9 +176,7 @@ ROWS = [
         "hessian-diag-estimate", "hessian_diag_estimate", hessian_diag_estimate
     ),
     OperatorRow("ggnvp", "ggnvp", ggnvp),
-    OperatorRow("fisher-categorical", "fisher_vp", fisher(D.Categorical())),
-    OperatorRow("fisher-bernoulli", "fisher_vp", fisher(D.Bernoulli())),
-    OperatorRow("fisher-poisson", "fisher_vp", fisher(D.Poisson())),
+    OperatorRow("fisher", "fisher_vp", fisher),
     OperatorRow("fisher-gaussian", "fisher_vp", scaled_fisher),
     OperatorRow("empirical-fisher", "empirical_fisher_vp", empirical_fisher_vp),
 ]

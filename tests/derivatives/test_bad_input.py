@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -12,7 +13,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import pureopt as po
-from pureopt._errors import DerivativeError, PureoptError, TreeError
+from pureopt._errors import (
+    DerivativeError,
+    HyperparameterError,
+    PureoptError,
+    TreeError,
+)
 from pureopt.derivatives import _checks
 from tests.derivatives.row import randn
 
@@ -205,6 +211,25 @@ def test_fisher_needs_the_batch_in_front(model, words):
         D.fisher_vp(model, X, X, likelihood=lambda z, u: u)
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "got"),
+    [
+        (D.Bernoulli, "the class `Bernoulli`"),
+        ("poisson", "`str`"),
+        (None, "`NoneType`"),
+    ],
+    ids=["class", "name", "none"],
+)
+def test_a_likelihood_is_a_function(likelihood, got):
+    with pytest.raises(HyperparameterError, match=rf"{got}\. .*=Categorical\(\)`"):
+        D.fisher_vp(lambda x: x, X, X, likelihood=likelihood)
+
+
+def test_the_batch_is_no_dimension_of_classes():
+    with pytest.raises(DerivativeError, match=r"got shape \(3,\), which is the batch"):
+        D.fisher_vp(lambda x: x, X, X, likelihood=D.Categorical())
+
+
 def test_a_likelihood_returns_what_is_like_the_outputs():
     with pytest.raises(TreeError, match=r"likelihood=.*`outputs`, got \(\)"):
         D.fisher_vp(lambda x: x, X, X, likelihood=lambda z, u: u.sum())
@@ -241,6 +266,14 @@ def writes_view(x):
 def stores(x):
     STORE.add_(x)
     return x.sum()
+
+
+def loads(x):
+    LINEAR.load_state_dict({"weight": x[None]})
+    return LINEAR(X).sum()
+
+
+LINEAR = nn.Linear(3, 1, bias=False, dtype=torch.float64)
 
 
 def fills(x):
@@ -311,6 +344,36 @@ def calls_backward(x):
     y = x.detach().clone().requires_grad_()
     y.pow(2).sum().backward()
     return (x * y.grad).sum()
+
+
+def backpropagates(x):
+    weight = torch.ones_like(X, requires_grad=True)
+    (x * weight).pow(2).sum().backward()
+    return (x * weight.grad).sum()
+
+
+def calls_autograd(x):
+    return torch.autograd.grad(x.pow(2).sum(), X)[0].sum()
+
+
+def keeps_gradient(x):
+    y = x.sin()
+    y.retain_grad()
+    return y.sum()
+
+
+def hooks(x):
+    y = x.sin()
+    y.register_hook(lambda g: 2 * g)
+    return y.sum()
+
+
+def copies(x):
+    return copy.deepcopy(x).sin().sum()
+
+
+def indices(x):
+    return x[x.nonzero()[:, 0]].sum()
 
 
 class Bare(torch.autograd.Function):
@@ -415,6 +478,9 @@ CASES = [
     ("(`add`) to a tensor from outside", "Return the new value", [
         (stores, reverse), (stores, forward), (stores, product), (stores, samples),
     ]),
+    ("(`copy`) to a tensor from outside", "`pureopt.functionalize`", [
+        (loads, reverse), (loads, product), (loads, samples),
+    ]),
     ("to a tensor from outside", "batch norm in train mode", [
         (normalizes_module, reverse), (normalizes_module, product),
     ]),
@@ -444,7 +510,7 @@ CASES = [
     ]),
     ("draws random numbers", "pureopt.random", [(draws, lanes), (draws, samples)]),
     ("shape depends on values", "`torch.where(mask, x, 0.0)`", [
-        (masks, lanes), (masks, samples),
+        (masks, lanes), (masks, samples), (indices, lanes), (indices, samples),
     ]),
     ("`grid_sampler_2d`, which has no forward-mode", "`vhp`", [
         (grid, forward), (grid, product), (grid, columns),
@@ -460,6 +526,15 @@ CASES = [
     ("checkpointing", "`chunk_size`", [(checkpoints, reverse), (checkpoints, product)]),
     ("calls `backward`", "`torch.func.grad`", [
         (calls_backward, reverse), (calls_backward, lanes),
+        (backpropagates, reverse), (backpropagates, product), (backpropagates, lanes),
+        (calls_autograd, reverse), (calls_autograd, forward), (calls_autograd, lanes),
+    ]),
+    ("gradient of a value inside of it", "`grad_at`", [
+        (keeps_gradient, reverse), (keeps_gradient, forward), (keeps_gradient, lanes),
+        (hooks, forward), (hooks, lanes),
+    ]),
+    ("`copy.deepcopy`", "`.clone()`", [
+        (copies, reverse), (copies, forward), (copies, lanes),
     ]),
     ("returns a `float`", "Return tensors", [
         (number, lanes), (number, forward),
@@ -517,6 +592,29 @@ def test_a_write_to_an_intermediate_value_is_no_write_to_the_input(name, operato
     got, expected = operator(writes, X, X), operator(pure, X, X)
     assert torch.equal(X, before)
     torch.testing.assert_close(got, expected)
+
+
+def stored(p):
+    p["w"] = 2 * p["w"]
+    return p["w"].pow(3)
+
+
+def popped(p):
+    return (2 * p.pop("w")).pow(3)
+
+
+@over(OPERATORS)
+@pytest.mark.parametrize("f", [stored, popped])
+def test_a_tree_that_is_written_to_is_a_copy(name, operator, f):
+    x, v = {"w": X}, {"w": randn(3, seed=1)}
+    reduced = torch.sum if name in SCALAR else torch.sin
+    before = dict(x)
+    got = operator(lambda p: reduced(f(p)), x, v)
+    expected = operator(lambda p: reduced((2 * p["w"]).pow(3)), x, v)
+    # The same operations; `ggnvp` has the tree as outputs.
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    assert x.keys() == before.keys()
+    assert x["w"] is X
 
 
 def test_a_branch_on_the_point_is_followed_where_there_is_one_point():

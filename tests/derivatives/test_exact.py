@@ -487,3 +487,25 @@ def test_attention_traces():
         warnings.simplefilter("ignore")
         compiled = torch.compile(h, fullgraph=True, backend="aot_eager")(x)
     torch.testing.assert_close(compiled, h(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_lane_solves_its_own_system_for_more_right_hand_sides_than_matrices():
+    # torch 2.13: vmap of `lu_solve` is off by 90 here, as its factors have fewer
+    # dimensions than the right-hand sides.
+    a, b = randn(4, 3, 3, seed=1), randn(4, 5, 3, 2, seed=2)
+    lanes = vmap(exact(torch.linalg.solve))(a, b)
+    true = torch.stack([torch.linalg.solve(m, r) for m, r in zip(a, b, strict=True)])
+    # Condition numbers below 1e3.
+    torch.testing.assert_close(lanes, true, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.compile
+def test_compiled_attention_with_a_padding_mask_is_eager():
+    torch.manual_seed(0)
+    module = torch.nn.MultiheadAttention(4, 2, dtype=torch.float64)
+    x, padding = randn(3, 2, 4), torch.tensor([[False, False, True]] * 2)
+    f = exact(lambda x: module(x, x, x, key_padding_mask=padding)[0])
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), f(x), rtol=1e-12, atol=1e-12)
+    with pytest.raises(AssertionError, match="key_padding_mask has the shape"):
+        exact(module)(x, x, x, key_padding_mask=padding.T)

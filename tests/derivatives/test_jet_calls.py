@@ -41,6 +41,8 @@ FORBIDDEN = {
     "`torch.linalg.matrix_norm` with `ord=nuc`": lambda x: torch.linalg.norm(x, "nuc"),
     "factor square matrices": torch.linalg.lu_factor,
     "assignment to `x[...]`": lambda x: x.__setitem__(0, 1.0),
+    "in place, got an assignment": lambda x: torch.ones(3).__setitem__(0, x[0, 0]),
+    "got a call of `torch.autograd`": lambda x: x.requires_grad_().sum(),
 }
 
 

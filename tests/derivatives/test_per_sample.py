@@ -133,9 +133,22 @@ class AttentionWithBiasKV(nn.MultiheadAttention):
 
 
 def attention_with_bias_kv():
-    module = AttentionWithBiasKV()
-    names = [name for name, _ in module.named_parameters()]
-    return of_module(module, randn(B, 3, 8), randn(B, 3, 8, seed=1), opaque=names)
+    x, y = randn(B, 3, 8), randn(B, 3, 8, seed=1)
+    return of_module(AttentionWithBiasKV(), x, y, opaque=["bias_k", "bias_v"])
+
+
+def attention_with_padding():
+    """A mask of its own for each sample."""
+    module = nn.MultiheadAttention(8, 2, batch_first=True).double()
+    apply, params, buffers = po.functionalize(module)
+
+    def loss(params, x, padding):
+        x = x[None]
+        y = apply(params, buffers, x, x, x, key_padding_mask=padding[None])[0][0]
+        return y.sin().sum()
+
+    padding = torch.arange(4) > torch.arange(B)[:, None]
+    return Case(loss, params, randn(B, 4, 8), padding)
 
 
 class Language(nn.Module):
@@ -335,14 +348,32 @@ def other_uses():
         summed = torch.einsum("ij,j->i", p["einsum"], x).tanh().sum()
         written = x.clone()
         written += p["written"]
-        return sliced + summed + written.sin().sum()
+        rows = x.new_zeros(2, 4)
+        rows[1] = p["row"]
+        named = torch.mv(p["named"], vec=x).sin().sum()
+        return sliced + summed + named + written.sin().sum() + (rows * x).sin().sum()
 
     params = {
         "slice": randn(3, 4),
         "einsum": randn(3, 4, seed=1),
         "written": randn(4, seed=2),
+        "row": randn(4, seed=3),
+        "named": randn(3, 4, seed=4),
     }
     return Case(loss, params, randn(B, 4), opaque=params)
+
+
+def nothing_inside():
+    """Samples without positions."""
+
+    def loss(p, one, x, ids, image):
+        y = F.linear(x, p["w"]).sum() + F.linear(one, p["w"]).sin().sum()
+        z = F.embedding(ids, p["w"]).sum() + F.conv1d(image, p["k"], p["b"]).sum()
+        return y + z
+
+    params = {"w": randn(2, 3), "b": randn(2, seed=1), "k": randn(2, 1, 2, seed=2)}
+    batch = randn(B, 3), randn(B, 0, 3), ints(2, B, 0), randn(B, 0, 1, 4)
+    return Case(loss, params, *batch)
 
 
 def scalars_and_one_tensor():
@@ -370,6 +401,7 @@ CASES = {
     "attention-without-bias": lambda: attention(bias=False),
     "attention-other-keys": lambda: attention(kdim=4),
     "attention-bias-kv": attention_with_bias_kv,
+    "attention-padding": attention_with_padding,
     "tied-embedding": tied_embedding,
     "words": words,
     "tied-autoencoder": tied_autoencoder,
@@ -388,6 +420,7 @@ CASES = {
     "norms-inside": norms_inside,
     "own-function": own_function,
     "other-uses": other_uses,
+    "nothing-inside": nothing_inside,
     "scalars": scalars_and_one_tensor,
     "one-object-twice": one_object_twice,
 }
@@ -542,14 +575,71 @@ def test_half_precision_is_summed_in_single():
     assert torch.equal(got, torch.full_like(got, 500.0))
 
 
-def test_an_ensemble_has_the_norms_of_its_members():
-    case = mlp()
+def product_of_leaves():
+    def loss(p, x):
+        return F.linear(x, p["w"] * p["s"]).sin().sum() + (x @ p["w"].T).cos().sum()
+
+    params = {"w": randn(4, 3), "s": randn(3, seed=1)}
+    return Case(loss, params, randn(B, 3), opaque=params)
+
+
+@pytest.mark.parametrize("make", [mlp, product_of_leaves])
+def test_an_ensemble_has_the_norms_of_its_members(make):
+    case = make()
     members = tree_map(lambda p: torch.stack([p, p.cos(), 2 * p]), case.params)
     norms = D.per_sample_grad_norms(case.loss)
-    got = vmap(norms, (0, None, None))(members, *case.batch)
+    got = vmap(norms, (0, *[None] * len(case.batch)))(members, *case.batch)
     for i in range(3):
         member = tree_map(lambda p, i=i: p[i], members)
         close(got[i], norms(member, *case.batch))
+
+
+def test_a_map_of_no_features_has_the_norm_of_its_bias():
+    params = {"w": randn(3, 0), "b": randn(3)}
+    norms = D.per_sample_grad_norms(lambda p, x: F.linear(x, p["w"], p["b"]).sum())
+    close(norms(params, randn(B, 0)), torch.full((B,), 3**0.5, dtype=torch.float64))
+
+
+def test_positions_that_cancel_have_no_norm_below_zero():
+    # 0.1 + 0.2 - 0.3, but for a rounding, of vectors whose products are rounded.
+    x = randn(64, 1, 4) * torch.tensor([0.1, 0.2, 0.3]).double()[:, None]
+    signs = torch.tensor([[1.0], [1.0], [-1.0]]).double()
+
+    def loss(w, x):
+        return (F.linear(x, w) * signs * torch.arange(39).sin()).sum()
+
+    w = randn(39, 4)
+    # The squares are wrong by some roundings of squares of order ten.
+    assert D.per_sample_squared_norms(loss)(w, x).min() >= 0
+    assert 0 <= D.per_sample_grad_norms(loss)(w, x).min() < 1e-6
+
+
+def test_a_gradient_that_is_nan_has_a_variance_that_is_nan():
+    x = torch.tensor([[1.0, 2.0], [torch.nan, 3.0]])
+    variance = D.grad_variance(lambda w, x: F.linear(x, w).sum())(torch.ones(1, 2), x)
+    assert variance[0, 0].isnan()
+    assert variance[0, 1] == 0.5
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda h, y: h.add_(y),
+        lambda h, y: h[:1].mul_(2),
+        lambda h, y: F.relu(h, inplace=True),
+    ],
+    ids=["add", "view", "inplace"],
+)
+def test_writing_to_the_input_of_a_layer_is_refused_as_by_torch(write):
+    def loss(w, x):
+        h = x.clone()
+        y = F.linear(h, w)
+        write(h, y)
+        return (h * y).sum()
+
+    for quantity in (D.per_sample_grad_norms, D.per_sample_grads):
+        with pytest.raises(po.DerivativeError, match="writes in place to a value"):
+            quantity(loss)(randn(3, 3), randn(B, 3))
 
 
 def test_no_tensor_is_as_large_as_the_gradients_per_sample():
@@ -592,6 +682,24 @@ def test_compiled_the_attribute_t_of_a_weight_is_right():
         return (x @ w.T).tanh().sum()
 
     w, x = randn(2, 3), randn(4, 3)
+    norms = D.per_sample_grad_norms(loss)
+
+    def both(w, x):
+        return norms(w, x), vmap(norms, (0, None))(torch.stack([w, w.cos()]), x)
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    for got, want in zip(compiled(w, x), both(w, x), strict=True):
+        close(got, want)
+
+
+@pytest.mark.compile
+def test_compiled_unflatten_and_rows_that_are_written_are_traced():
+    def loss(w, x):
+        rows = x.new_zeros(2, 4)
+        rows[1] = w
+        return (rows * x.unflatten(0, (2, 4))).sin().sum()
+
+    w, x = randn(4), randn(B, 8)
     norms = D.per_sample_grad_norms(loss)
     compiled = torch.compile(norms, fullgraph=True, backend="aot_eager")
     close(compiled(w, x), norms(w, x))

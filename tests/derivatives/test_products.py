@@ -163,6 +163,15 @@ def test_vhp_goes_through_the_kernel_of_an_lstm():
     torch.testing.assert_close(got, D.hvp(unrolled, x, v), rtol=1e-4, atol=1e-6)
 
 
+def test_the_hessian_of_one_number_needs_no_forward_mode_in_any_shape():
+    lstm, x = torch.nn.LSTM(3, 2), randn(2, 3, dtype=torch.float32)
+    loss = lambda x: lstm(x)[0].pow(2).sum()  # noqa: E731
+    expected = D.hessian(loss)(x)
+    got = D.hessian(lambda x: {"loss": loss(x).expand(1, 1)})(x)["loss"]
+    # Float32: the same formulas, one of them under one more vmap.
+    torch.testing.assert_close(got[0, 0], expected, rtol=1e-5, atol=1e-6)
+
+
 class Pair(NamedTuple):
     first: torch.Tensor
     second: torch.Tensor
@@ -210,6 +219,40 @@ def test_a_direction_may_have_its_keys_in_another_order():
     }
     assert list(got) == ["a", "b"]
     torch.testing.assert_close(got, expected, **SAME)
+
+
+POINTWISE = {
+    "hvp": lambda f, x, v: D.hvp(lambda x: f(x).sum(), x, v),
+    "vhp": lambda f, x, v: D.vhp(lambda x: f(x).sum(), x, v),
+    "third": lambda f, x, v: D.third_order_product(lambda x: f(x).sum(), x, v, v),
+    "jacobian-rows": lambda f, x, _: D.jacobian(lambda x: f(x)[:2])(x),
+    "jacobian-columns": lambda f, x, _: D.jacobian(lambda x: f(x).repeat(2))(x),
+    "hessian": lambda f, x, _: D.hessian(lambda x: f(x).sum())(x),
+    "hessians": lambda f, x, _: D.hessian(f)(x),
+    "diagonal": lambda f, x, _: D.hessian_diag(lambda x: f(x).sum())(x),
+    "ggnvp": lambda f, x, v: D.ggnvp(f, lambda z: z.exp().sum(), x, v),
+    "fisher": lambda f, x, v: D.fisher_vp(f, x, v, likelihood=D.Poisson()),
+    "empirical-fisher": lambda f, x, v: D.empirical_fisher_vp(
+        lambda x, s: (s * f(x)).sum(), x, (randn(4, 3, seed=3),), v
+    ),
+}
+pointwise = pytest.mark.parametrize("operator", POINTWISE.values(), ids=POINTWISE)
+
+
+@pointwise
+def test_entries_of_the_point_may_share_memory(operator):
+    x, v = randn(1).expand(3), randn(3, seed=1)
+    got, expected = (operator(torch.sin, a, v) for a in (x, x.clone()))
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@pointwise
+def test_what_is_detached_is_a_constant(operator):
+    x, v = randn(3), randn(3, seed=1)
+    constant = x.exp()
+    got = operator(lambda y: y.exp().detach() * y.sin(), x, v)
+    expected = operator(lambda y: constant * y.sin(), x, v)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 def outputs(p):
@@ -444,6 +487,30 @@ def test_for_a_linear_model_the_gauss_newton_matrix_is_the_hessian():
     loss = lambda z: F.cross_entropy(z["logits"], LABELS) + z["sum"].cos()  # noqa: E731
     got = D.ggnvp(model, loss, w, v)
     torch.testing.assert_close(got, D.hvp(lambda w: loss(model(w)), w, v), **SAME)
+
+
+def test_a_model_that_draws_random_numbers_has_one_jacobian():
+    x, v = randn(50), randn(50, seed=1)
+    product = {
+        "ggnvp": lambda: D.ggnvp(F.dropout, lambda z: z.square().sum() / 2, x, v),
+        "fisher": lambda: 50 * D.fisher_vp(F.dropout, x, v, likelihood=D.Gaussian()),
+    }
+    for each in product.values():
+        # Half of the entries twice, in both of the Jacobian and its transpose. Of two
+        # draws only a quarter of the entries would be left, of 50 hardly a half.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            got = each()
+            torch.manual_seed(0)
+            kept = F.dropout(torch.ones_like(x))
+        torch.testing.assert_close(got, kept.square() * v, **SAME)
+
+
+@pytest.mark.parametrize("name", ["ggnvp", "fisher"])
+def test_the_model_of_a_sandwich_is_evaluated_once(name):
+    counting, calls = counted(torch.sin)
+    POINTWISE[name](counting, randn(3), randn(3, seed=1))
+    assert len(calls) == 1
 
 
 COUNTS = torch.tensor([0.0, 1.0, 4.0, 2.0, 0.0, 7.0], dtype=torch.float64)[:, None]

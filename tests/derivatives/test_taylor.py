@@ -230,6 +230,25 @@ def test_errors_say_what_to_do():
         jet(lambda x: torch.igamma(x, x), x, (x,))
 
 
+def test_taylor_mode_does_not_nest_and_forward_and_reverse_mode_go_around_it():
+    t, x = torch.tensor([0.7, 1.3], dtype=torch.float64)
+
+    def inner(t):
+        return nth_derivative(lambda x: torch.sin(t * x), 1)(x)
+
+    # The series of `t` would be taken for one of `x`, and the result for a constant.
+    refused = r"`nth_derivative\(.*only pass .* inside of `nth_.* `torch.func.grad` or"
+    with pytest.raises(po.DerivativeError, match=refused):
+        nth_derivative(inner, 1)(t)
+    with pytest.raises(po.DerivativeError, match=r"`lap.*inside of `lap.*`bilaplacian`"):
+        laplacian(lambda y: laplacian(lambda x: torch.sin(y * x))(x))(t)
+    # d/dt (t cos(t x)), in some ten roundings; the errors have left nothing behind.
+    truth = torch.cos(t * x) - t * x * torch.sin(t * x)
+    torch.testing.assert_close(grad(inner)(t), truth, rtol=1e-14, atol=0)
+    _, slope = jvp(inner, (t,), (torch.ones_like(t),))
+    torch.testing.assert_close(slope, truth, rtol=1e-14, atol=0)
+
+
 def test_many_directions_cost_one_value():
     # Collapsed mode: 2 + D rows through each linear layer, not 1 + 2 D.
     rows = []

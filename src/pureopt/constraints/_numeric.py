@@ -87,7 +87,11 @@ def inverse(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
 
 
 def solve(a: Float[Tensor, "*batch n n"], b: Tensor) -> Tensor:
-    """The ``X`` of ``A X = B`` by LU; not finite where ``a`` is singular."""
+    """The ``X`` of ``A X = B`` by LU; not finite where ``a`` is singular.
+
+    ``b`` has no more batch dimensions than ``a``: torch's ``lu_solve`` would then give
+    wrong numbers under vmap.
+    """
     # lu_solve, because linalg.solve and inv have wrong or slower second derivatives;
     # lu_factor_ex, because lu_factor raises for all if one element is singular.
     lu, pivots, _ = torch.linalg.lu_factor_ex(a)

@@ -21,10 +21,12 @@ from pureopt._tree import (
     tree_flatten,
     tree_items,
     tree_leaves,
+    tree_map,
     tree_match,
     tree_unflatten,
 )
 from pureopt.derivatives._complaints import WRITES, explain
+from pureopt.derivatives._exactness import exact
 
 T = TypeVar("T")
 
@@ -65,6 +67,27 @@ def _versions(args: Sequence[Any]) -> list[int]:
         for leaf in tree_leaves(args)
         if isinstance(leaf, Tensor) and not leaf.is_inference()
     ]
+
+
+def scalar_function(where: str, f: Callable[..., Any]) -> Callable[..., Tensor]:
+    """``f`` under :func:`exact`; its value must be a 0-d floating tensor."""
+    exactly = exact(f)
+    return lambda *args: scalar(where, exactly(*_renewed(args)))
+
+
+def tensor_function(where: str, f: Callable[..., Any]) -> Callable[..., Any]:
+    """``f`` under :func:`exact`; its value must be a tree of floating tensors."""
+    exactly = exact(f)
+    return lambda *args: tensors(where, exactly(*_renewed(args)))
+
+
+def _renewed(trees: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same leaves in containers of their own.
+
+    Torch takes the leaves to differentiate by from the tree after the call: for those
+    that a function has stored there, as in ``params["w"] = mask * params["w"]``.
+    """
+    return tree_map(lambda leaf: leaf, trees)
 
 
 def scalar(where: str, value: Any) -> Tensor:

@@ -39,9 +39,10 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
         r"in-place operation \(aten::(\w+?)_?(?:\.\w+)?\) that would mutate a captured",
         "one that writes in place (`{}`) to a tensor from outside of it",
         (
-            "Return the new value in place of storing it. The running statistics of batch "
-            "norm in train mode are stored so: put the module into eval mode, or use group "
-            "norm or layer norm."
+            "Return the new value in place of storing it. Call a module by "
+            "`pureopt.functionalize`, which returns what it stores, such as the running "
+            "statistics of batch norm in train mode; or put it into eval mode, or use "
+            "group norm or layer norm."
         ),
     ),
     (
@@ -97,7 +98,7 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
         ),
     ),
     (
-        r"operators that can support dynamic shape",
+        r"operators that can (?:support|output) dynamic shape",
         "one with a result whose shape depends on values, such as `x[mask]`",
         "Use `torch.where(mask, x, 0.0)`, which keeps the shape.",
     ),
@@ -140,9 +141,23 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
         "Call the function without; a smaller `chunk_size` saves memory.",
     ),
     (
-        r"requires_grad_\(\)",
+        r"retain_grad|cannot register a hook",
+        "one that asks for the gradient of a value inside of it",
+        "Name the value by `tap`, and take its gradient by `grad_at`.",
+    ),
+    (
+        (
+            r"requires_grad_\(\)|backward\(\) called inside"
+            r"|does not require grad and does not have a grad_fn"
+            r"|differentiated Tensors? (?:at index|does not require grad)"
+        ),
         "one that calls `backward` or `torch.autograd`",
         "Differentiate inside of it with `torch.func.grad`.",
+    ),
+    (
+        r"Cannot access storage of (?:TensorWrapper|BatchedTensorImpl)",
+        "one that reads the memory of a tensor, such as `copy.deepcopy`",
+        "Copy by `.clone()`.",
     ),
     (
         r"modified by an inplace operation",

@@ -46,11 +46,31 @@ def value_and_pullback(f: Callable[[Any], Any], x: Any) -> tuple[Any, Pullback]:
     return value, lambda e: pullback(e)[0]
 
 
+def value_and_slope(f: Callable[[Any], Any], x: Any, v: Any) -> tuple[Any, Any]:
+    """``f(x)``, and the derivative along ``v``."""
+    # Forward mode refuses a point whose entries share memory, such as `x.expand(3)`.
+    evaluated: Any = jvp(f, (tree_map(Tensor.contiguous, x),), (v,))
+    return evaluated
+
+
+def value_slope_and_pullback(
+    f: Callable[[Any], Any], x: Any, v: Any
+) -> tuple[Any, Any, Pullback]:
+    """``f(x)``, the derivative along ``v``, and the transposed derivative.
+
+    From one evaluation, hence of one function where ``f`` draws random numbers.
+    """
+    both = lambda x: value_and_slope(f, x, v)  # noqa: E731
+    evaluated: Any = vjp(both, x, has_aux=True)
+    value, pullback, slope = evaluated
+    return value, slope, lambda e: pullback(e)[0]
+
+
 def by_columns(f: Callable[[Any], Any], x: Any, chunk_size: int | None) -> Any:
     """The Jacobian of ``f`` at ``x`` by forward mode, ``chunk_size`` columns at a time."""
 
     def column(e: Tensor) -> Any:
-        return jvp(f, (x,), (unravel(e, x),))[1]
+        return value_and_slope(f, x, unravel(e, x))[1]
 
     # Not `out_dims=-1`: vmap cannot expand a column of constants along it.
     columns = vmap(column, chunk_size=chunk_size)(unit_vectors(x))

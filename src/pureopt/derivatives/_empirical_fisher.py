@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import vmap
 
 from pureopt._errors import TreeError, told
 from pureopt._tree import tree_leaves
 from pureopt._typing import P
 from pureopt.derivatives import _checks
-from pureopt.derivatives._dense import value_and_pullback
-from pureopt.derivatives._exactness import exact
+from pureopt.derivatives._dense import value_slope_and_pullback
 
 
 def empirical_fisher_vp(
@@ -67,17 +66,13 @@ def empirical_fisher_vp(
     _checks.point("empirical_fisher_vp(params=...)", params)
     v = _checks.direction("empirical_fisher_vp(v=...)", v, params, "params")
     size = _batch_size(batch)
-    exactly = exact(loss)
-
-    def one(params: Any, sample: Any) -> Tensor:
-        return _checks.scalar(where, exactly(params, *sample))
+    one = _checks.scalar_function(where, loss)
 
     def product(params: Any, v: Any, batch: Any) -> Any:
         def losses(params: Any) -> Tensor:
-            return vmap(one, (None, 0))(params, batch)
+            return vmap(one, (None, *(0 for _ in batch)))(params, *batch)
 
-        _, pullback = value_and_pullback(losses, params)
-        slopes = jvp(losses, (params,), (v,))[1]
+        _, slopes, pullback = value_slope_and_pullback(losses, params, v)
         return pullback(slopes / size)
 
     return _checks.call(where, product, params, v, batch)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pureopt._errors import DerivativeError
+from pureopt._errors import DerivativeError, HyperparameterError, told
 from pureopt._tree import tree_items, tree_map
 from pureopt._typing import P
 from pureopt.derivatives import _checks
 from pureopt.derivatives._ggnvp import sandwich
+from pureopt.derivatives._likelihoods import Categorical
 
 
 def fisher_vp(
@@ -47,8 +48,10 @@ def fisher_vp(
     Raises:
         TreeError: If ``params`` holds what is not a floating tensor, ``v`` is not like
             it, or what ``likelihood`` returns not like the outputs.
+        HyperparameterError: If ``likelihood`` is a class, or no function.
         DerivativeError: If ``model`` does not return floating tensors with the batch in
-            front, or cannot be differentiated.
+            front, or no dimension of classes behind it for :class:`Categorical`, or
+            cannot be differentiated.
 
     References:
         Amari (1998). Martens (2020), section 9 (when it equals the Gauss-Newton matrix).
@@ -65,9 +68,23 @@ def fisher_vp(
         ... )
         tensor(1.2500)
     """
+    if isinstance(likelihood, type) or not callable(likelihood):
+        raise HyperparameterError(
+            "fisher_vp(likelihood=...)",
+            "be a function `(outputs, u) -> F_y u`",
+            told(likelihood),
+            "Those of pureopt are instances: `likelihood=Categorical()`.",
+        )
 
     def curvature(z: Any, u: Any) -> Any:
         batch = _batch_size(z)
+        if isinstance(likelihood, Categorical) and z.dim() == 1:
+            raise DerivativeError(
+                "fisher_vp(model=...)",
+                "return outputs with the classes as last dimension",
+                f"shape {tuple(z.shape)}, which is the batch",
+                "For two classes with one logit use `Bernoulli()`.",
+            )
         product = _checks.call("fisher_vp(likelihood=...)", likelihood, z, u)
         product = _checks.direction("fisher_vp(likelihood=...)", product, z, "outputs")
         return tree_map(lambda leaf: leaf / batch, product)

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.func import grad, jvp
+from torch.func import grad
 
 from pureopt._typing import P
 from pureopt.derivatives import _checks
-from pureopt.derivatives._dense import value_and_pullback
-from pureopt.derivatives._exactness import exact
+from pureopt.derivatives._dense import value_and_slope, value_slope_and_pullback
 
 
 def ggnvp(
@@ -30,7 +29,8 @@ def ggnvp(
 
     Args:
         model: From the parameters to the outputs, a tree of tensors; the data is closed
-            over.
+            over. Forward mode does not stop at ``torch.no_grad``: what is meant to be a
+            constant is detached, ``y.detach()``.
         loss: From the outputs to a 0-d tensor; the targets are closed over.
         params: The parameters.
         v: The direction, like ``params``.
@@ -57,12 +57,11 @@ def ggnvp(
         >>> po.derivatives.ggnvp(lambda x: a @ x, lambda z: (z**2).sum() / 2, x, v)
         tensor([3., 7.])
     """
-    exactly = exact(loss)
+    where = "ggnvp(loss=...)"
+    gradient = grad(_checks.scalar_function(where, loss))
 
     def curvature(z: Any, u: Any) -> Any:
-        gradient = grad(lambda z: _checks.scalar("ggnvp(loss=...)", exactly(z)))
-        product = lambda z, u: jvp(gradient, (z,), (u,))[1]  # noqa: E731
-        return _checks.call("ggnvp(loss=...)", product, z, u)
+        return _checks.call(where, value_and_slope, gradient, z, u)[1]
 
     return sandwich("ggnvp", model, curvature, params, v)
 
@@ -78,14 +77,10 @@ def sandwich(
     where = f"{name}(model=...)"
     _checks.point(f"{name}(params=...)", params)
     v = _checks.direction(f"{name}(v=...)", v, params, "params")
-    exactly = exact(model)
-
-    def outputs(params: Any) -> Any:
-        return _checks.tensors(where, exactly(params))
+    outputs = _checks.tensor_function(where, model)
 
     def product(params: Any, v: Any) -> Any:
-        z, pullback = value_and_pullback(outputs, params)
-        u = jvp(outputs, (params,), (v,))[1]
+        z, u, pullback = value_slope_and_pullback(outputs, params, v)
         return pullback(curvature(z, u))
 
     return _checks.call(where, product, params, v)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from pureopt._typing import P
 from pureopt.derivatives import _checks
-from pureopt.derivatives._dense import by_columns, by_rows, value_and_pullback
-from pureopt.derivatives._exactness import exact
+from pureopt.derivatives._dense import by_columns, by_rows, size, value_and_pullback
 
 
 def hessian(
@@ -29,7 +28,7 @@ def hessian(
 
     Args:
         f: From a tree of tensors to a 0-d tensor. Outputs of other shapes, and trees of
-            them, work too: for ``m`` numbers in ``f(x)`` the cost is ``m`` times as
+            them, work too: for ``m > 1`` numbers in ``f(x)`` the cost is ``m`` times as
             much, by forward over reverse mode. Other arguments are closed over.
         chunk_size: How many directions at a time, of which each takes the memory of a
             gradient, or of ``m``; ``None`` for all. The result does not depend on it.
@@ -55,19 +54,16 @@ def hessian(
     """
     where = "hessian(f=...)"
     chunk_size = _checks.chunk("hessian(chunk_size=...)", chunk_size)
-    exactly = exact(f)
-
-    def outputs(x: Any) -> Any:
-        return _checks.tensors(where, exactly(x))
+    outputs = _checks.tensor_function(where, f)
 
     def first(x: Any) -> Any:
         y, pullback = value_and_pullback(outputs, x)
-        if _is_number(y):
+        if isinstance(y, Tensor) and not y.dim():
             return pullback(torch.ones_like(y))
         return by_rows(pullback, y, x, None)
 
     def second(x: Any) -> Any:
-        if _is_number(outputs(x)):
+        if size(outputs(x)) == 1:
             gradient, pullback = value_and_pullback(first, x)
             return by_rows(pullback, gradient, x, chunk_size)
         # A row of these would be pulled back through all outputs, a column is not.
@@ -78,7 +74,3 @@ def hessian(
         return _checks.call(where, second, x)
 
     return hessian_of_f
-
-
-def _is_number(y: Any) -> bool:
-    return isinstance(y, Tensor) and not y.dim()

@@ -16,7 +16,6 @@ from pureopt._typing import P
 from pureopt.derivatives import _checks
 from pureopt.derivatives._dense import size, value_and_pullback
 from pureopt.derivatives._estimate import Estimate
-from pureopt.derivatives._exactness import exact
 
 
 def hessian_diag(
@@ -79,8 +78,7 @@ def _products(
 
     The gradient is evaluated once for all vectors: reverse over reverse mode.
     """
-    exactly = exact(f)
-    gradient = grad(lambda x: _checks.scalar(where, exactly(x)))
+    gradient = grad(_checks.scalar_function(where, f))
 
     def products(x: Any) -> Callable[[Tensor], Tensor]:
         pullback = value_and_pullback(gradient, x)[1]

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.func import grad, jvp
+from torch.func import grad
 
 from pureopt._typing import P
 from pureopt.derivatives import _checks
-from pureopt.derivatives._exactness import exact
+from pureopt.derivatives._dense import value_and_slope
 
 
 def hvp(f: Callable[[P], Tensor], x: P, v: P) -> P:
@@ -25,6 +25,8 @@ def hvp(f: Callable[[P], Tensor], x: P, v: P) -> P:
 
     Args:
         f: From a tree of tensors to a 0-d tensor. Other arguments are closed over.
+            Forward mode does not stop at ``torch.no_grad``: what is meant to be a constant
+            is detached, ``y.detach()``.
         x: The point.
         v: The direction, like ``x``.
 
@@ -49,12 +51,11 @@ def hvp(f: Callable[[P], Tensor], x: P, v: P) -> P:
         tensor([26.,  2.])
     """
     where = "hvp(f=...)"
+    gradient = grad(_checks.scalar_function(where, f))
     _checks.point("hvp(x=...)", x)
     v = _checks.direction("hvp(v=...)", v, x)
-    exactly = exact(f)
 
     def product(x: Any, v: Any) -> Any:
-        gradient = grad(lambda y: _checks.scalar(where, exactly(y)))
-        return jvp(gradient, (x,), (v,))[1]
+        return value_and_slope(gradient, x, v)[1]
 
     return _checks.call(where, product, x, v)

@@ -8,7 +8,6 @@ from typing import Any
 from pureopt._typing import P
 from pureopt.derivatives import _checks
 from pureopt.derivatives._dense import by_columns, by_rows, size, value_and_pullback
-from pureopt.derivatives._exactness import exact
 
 
 def jacobian(
@@ -26,6 +25,8 @@ def jacobian(
 
     Args:
         f: From a tree of tensors to a tree of tensors. Other arguments are closed over.
+            Forward mode does not stop at ``torch.no_grad``: what is meant to be a constant
+            is detached, ``y.detach()``.
         chunk_size: How many columns or rows at a time, of which each takes the memory
             of an evaluation; ``None`` for all. The result does not depend on it.
 
@@ -57,10 +58,7 @@ def jacobian(
     """
     where = "jacobian(f=...)"
     chunk_size = _checks.chunk("jacobian(chunk_size=...)", chunk_size)
-    exactly = exact(f)
-
-    def outputs(x: Any) -> Any:
-        return _checks.tensors(where, exactly(x))
+    outputs = _checks.tensor_function(where, f)
 
     def arrays(x: Any) -> Any:
         if size(x) > 1:

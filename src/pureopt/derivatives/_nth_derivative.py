@@ -58,7 +58,8 @@ def nth_derivative(f: Callable[[Tensor], Any], n: int) -> Callable[[Tensor], Any
         point("nth_derivative(f, n)(x=...)", x)
         if n == 0:
             return f(x)
-        return directional_derivatives(f, x, torch.ones_like(x), n)[n]
+        where, zeros = "nth_derivative(f=...)", [None] * (n - 1)
+        return _derivative(propagate(where, f, x, [torch.ones_like(x), *zeros]), n)
 
     return derivative
 
@@ -101,9 +102,12 @@ def directional_derivatives(
     where = "directional_derivatives(f=...)"
     out = propagate(where, f, x, [v, *[None] * (order - 1)])
     return tree_map(value_at, out), *(
-        tree_map(lambda y, k=k: coefficient_at(y, k) * float(math.factorial(k)), out)
-        for k in range(1, order + 1)
+        _derivative(out, k) for k in range(1, order + 1)
     )
+
+
+def _derivative(out: Any, k: int) -> Any:
+    return tree_map(lambda y: coefficient_at(y, k) * float(math.factorial(k)), out)
 
 
 def _check_order(where: str, n: object, least: int) -> None:

@@ -10,7 +10,6 @@ from torch.func import grad
 
 from pureopt._typing import P
 from pureopt.derivatives import _checks
-from pureopt.derivatives._exactness import exact
 from pureopt.derivatives._inner import inner
 
 
@@ -51,13 +50,12 @@ def third_order_product(f: Callable[[P], Tensor], x: P, u: P, v: P) -> P:
         tensor([14., 10.])
     """
     where = "third_order_product(f=...)"
+    first = grad(_checks.scalar_function(where, f))
     _checks.point("third_order_product(x=...)", x)
     u = _checks.direction("third_order_product(u=...)", u, x)
     v = _checks.direction("third_order_product(v=...)", v, x)
-    exactly = exact(f)
 
     def product(x: Any, u: Any, v: Any) -> Any:
-        first = grad(lambda y: _checks.scalar(where, exactly(y)))
         second = grad(lambda y: inner(first(y), u))
         return grad(lambda y: inner(second(y), v))(x)
 

@@ -10,7 +10,6 @@ from torch.func import grad
 
 from pureopt._typing import P
 from pureopt.derivatives import _checks
-from pureopt.derivatives._exactness import exact
 from pureopt.derivatives._inner import inner
 
 
@@ -46,12 +45,11 @@ def vhp(f: Callable[[P], Tensor], x: P, v: P) -> P:
         tensor([26.,  2.])
     """
     where = "vhp(f=...)"
+    gradient = grad(_checks.scalar_function(where, f))
     _checks.point("vhp(x=...)", x)
     v = _checks.direction("vhp(v=...)", v, x)
-    exactly = exact(f)
 
     def product(x: Any, v: Any) -> Any:
-        gradient = grad(lambda y: _checks.scalar(where, exactly(y)))
         return grad(lambda y: inner(gradient(y), v))(x)
 
     return _checks.call(where, product, x, v)

@@ -147,7 +147,7 @@ def audit(
     a culprit.
 
     A tool for the eager mode: it reads values, and can be neither compiled nor vmapped.
-    It calls ``f`` about a hundred times, and differentiates it in
+    It calls ``f`` about 150 times, and differentiates it in
     ``2 * (2**(order + 1) - 2)`` ways.
 
     Args:

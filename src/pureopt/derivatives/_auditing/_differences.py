@@ -20,7 +20,7 @@ from typing import NamedTuple
 _BOTH_SIDES = tuple(tuple(range(-m, m + 1)) for m in (6, 5, 4))
 _RIGHT = tuple(tuple(range(m + 1)) for m in (7, 6, 5))
 _LEFT = tuple(tuple(-j for j in nodes) for nodes in _RIGHT)
-_STEPS = tuple(2.0**-k for k in range(4, 15))
+_STEPS = tuple(2.0**-k for k in range(4, 21))
 _EPS = 2.0**-52
 # Between an estimated error and one that can be relied upon.
 _SAFETY = 10.0

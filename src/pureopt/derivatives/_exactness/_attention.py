@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
-from pureopt.derivatives._exactness._numeric import Table, widened
+from pureopt.derivatives._exactness._numeric import Table, is_inexact, widened
 
 
 def scaled_dot_product_attention(
@@ -26,6 +27,13 @@ def scaled_dot_product_attention(
     drawn anew at each call, from torch's generator as by torch: inside one evaluation of
     derivatives of any order they are drawn once.
     """
+    if (
+        attn_mask is not None
+        and attn_mask.dtype != torch.bool
+        and not is_inexact(attn_mask)
+    ):
+        # Torch's own, which refuses numbers that are neither truth values nor weights.
+        return F.scaled_dot_product_attention(query, key, value, attn_mask)
     q, k, v = widened(query), widened(key), widened(value)
     if enable_gqa:
         heads = query.shape[-3] // key.shape[-3], query.shape[-3] // value.shape[-3]
@@ -65,5 +73,5 @@ def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 ATTENTION: Table = {
-    torch.nn.functional.scaled_dot_product_attention: scaled_dot_product_attention,
+    F.scaled_dot_product_attention: scaled_dot_product_attention,
 }

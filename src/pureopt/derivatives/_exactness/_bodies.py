@@ -12,6 +12,7 @@ from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from pureopt.derivatives._exactness._elementwise import ELEMENTWISE
@@ -33,6 +34,7 @@ def _body(function: Callable[..., Any]) -> Callable[..., Any]:
     names = {k: v for k, v in vars(F).items() if k != "__name__"}
     asks = [name for name in names if name.startswith("has_torch_function")]
     names |= dict.fromkeys(asks, _asks_nobody)
+    names["_check_key_padding_mask"] = _check_key_padding_mask
     if code.__name__ in _MENDED:
         names["torch"] = _TORCH
     body = FunctionType(
@@ -47,12 +49,20 @@ def _asks_nobody(*args: Any) -> bool:
     return False
 
 
+def _check_key_padding_mask(mask: Tensor, keys: int, samples: int) -> None:
+    """What torch checks: the words of its own check are not traced."""
+    if mask.shape != (samples, keys):
+        shapes = f"{tuple(mask.shape)}, and not {(samples, keys)}"
+        raise AssertionError("key_padding_mask has the shape " + shapes)
+
+
 BODIES: Table = {
     function: _body(function)
     for function in (
         F.batch_norm,
         F.binary_cross_entropy,
         F.binary_cross_entropy_with_logits,
+        F.cosine_embedding_loss,
         F.glu,
         F.hardsigmoid,
         F.huber_loss,

@@ -69,16 +69,17 @@ def slogdet(A: Float[Tensor, "*batch n n"]) -> tuple[Tensor, Tensor]:
     return RESULTS.linalg_slogdet((sign, pivot.abs().log().sum(-1)))
 
 
-def logdet(A: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
+def logdet(input: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:  # noqa: A002
     """``torch.logdet``: NaN where the determinant is negative."""
-    sign, log_abs_det = slogdet(A)
+    sign, log_abs_det = slogdet(input)
     return log_abs_det + sign.log()
 
 
 DETERMINANTS: Table = {
-    **dict.fromkeys((torch.linalg.det, torch.det, torch.Tensor.det), det),
-    **dict.fromkeys(
-        (torch.linalg.slogdet, torch.slogdet, torch.Tensor.slogdet), slogdet
-    ),
+    **dict.fromkeys((torch.linalg.det, torch.Tensor.det), det),
+    **dict.fromkeys((torch.linalg.slogdet, torch.Tensor.slogdet), slogdet),
+    # The same under the name that the argument has in `torch`.
+    torch.det: lambda input: det(input),  # noqa: A006
+    torch.slogdet: lambda input: slogdet(input),  # noqa: A006
     **dict.fromkeys((torch.logdet, torch.Tensor.logdet), logdet),
 }

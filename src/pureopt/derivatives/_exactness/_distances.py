@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pureopt.derivatives._exactness._numeric import Table, reduced, widened
+from pureopt.derivatives._exactness._numeric import Table, reduced, squares, widened
 from pureopt.derivatives._exactness._vector_norms import vector_norm
 
 
@@ -29,6 +29,8 @@ def cdist(
     compute_mode: str | int | None = None,
 ) -> Float[Tensor, "*batch p r"]:
     """``torch.cdist`` from the differences: ``p r d`` numbers, and no cancellation."""
+    if x1.shape[-1] != x2.shape[-1]:
+        return torch.cdist(x1, x2, p)  # which says so
     del compute_mode
     return vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
 
@@ -59,7 +61,7 @@ def triplet_margin_loss(
     p: float = 2.0,
     eps: float = 1e-6,
     swap: bool = False,
-    reduction: int = 1,
+    reduction: int = 0,
 ) -> Tensor:
     """``torch.triplet_margin_loss``."""
     near = pairwise_distance(anchor, positive, p, eps)
@@ -67,6 +69,22 @@ def triplet_margin_loss(
     if swap:
         far = torch.minimum(far, pairwise_distance(positive, negative, p, eps))
     return reduced((margin + near - far).clamp_min(0), reduction)
+
+
+def cosine_embedding_loss(
+    input1: Tensor,
+    input2: Tensor,
+    target: Tensor,
+    margin: float = 0.0,
+    reduction: int = 0,
+) -> Tensor:
+    """``torch.cosine_embedding_loss``: pairs of target 1 to 1, those of -1 below a margin."""
+    dim = target.dim()
+    square1, square2 = (squares(x).sum(dim) + 1e-12 for x in (input1, input2))
+    cosine = (input1 * input2).sum(dim) * torch.rsqrt(square1 * square2)
+    near = torch.where(target == 1, 1 - cosine, 0.0)
+    far = torch.where(target == -1, (cosine - margin).clamp_min(0), 0.0)
+    return reduced(near + far, reduction)
 
 
 def renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:  # noqa: A002
@@ -85,5 +103,6 @@ DISTANCES: Table = {
     torch.pdist: pdist,
     torch.cosine_similarity: cosine_similarity,
     torch.triplet_margin_loss: triplet_margin_loss,
+    torch.cosine_embedding_loss: cosine_embedding_loss,
     **dict.fromkeys((torch.renorm, torch.Tensor.renorm), renorm),
 }

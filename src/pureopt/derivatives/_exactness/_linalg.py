@@ -28,6 +28,9 @@ def solve_ex(
     vector = _is_vector(A, B)
     lu, pivots, info = torch.linalg.lu_factor_ex(A, check_errors=check_errors)
     b = B.unsqueeze(-1) if vector else B
+    # Under vmap `lu_solve` gives wrong numbers where `b` has more dimensions than they.
+    batch = torch.broadcast_shapes(A.shape[:-2], b.shape[:-2])
+    lu, pivots = lu.expand(*batch, *lu.shape[-2:]), pivots.expand(*batch, -1)
     x = torch.linalg.lu_solve(lu, pivots, b, left=left or vector)
     return RESULTS.linalg_solve_ex((x.squeeze(-1) if vector else x, info))
 
@@ -37,14 +40,18 @@ def _is_vector(A: Tensor, B: Tensor) -> bool:
     return B.dim() == 1 or (A.dim() - 1 == B.dim() and B.shape == A.shape[:-1])
 
 
-def tensorsolve(A: Tensor, B: Tensor, dims: Sequence[int] | None = None) -> Tensor:
+def tensorsolve(
+    input: Tensor,  # noqa: A002
+    other: Tensor,
+    dims: Sequence[int] | None = None,
+) -> Tensor:
     """``torch.linalg.tensorsolve``: a system of reshaped tensors."""
     if dims is not None:
-        last = tuple(range(A.dim() - len(dims), A.dim()))
-        return tensorsolve(A.movedim(tuple(dims), last), B)
-    shape = A.shape[B.dim() :]
+        last = tuple(range(input.dim() - len(dims), input.dim()))
+        return tensorsolve(input.movedim(tuple(dims), last), other)
+    shape = input.shape[other.dim() :]
     n = prod(shape)
-    return solve(A.reshape(n, n), B.reshape(n)).reshape(shape)
+    return solve(input.reshape(n, n), other.reshape(n)).reshape(shape)
 
 
 def householder_product(
@@ -56,17 +63,25 @@ def householder_product(
     return _reflected(input, tau, eye, adjoint=False)
 
 
+def orgqr(
+    input: Float[Tensor, "*batch m n"],  # noqa: A002
+    input2: Float[Tensor, "*batch k"],
+) -> Float[Tensor, "*batch m n"]:
+    """``torch.orgqr``: the same."""
+    return householder_product(input, input2)
+
+
 def ormqr(
     input: Float[Tensor, "*batch m n"],  # noqa: A002
-    tau: Float[Tensor, "*batch k"],
-    other: Tensor,
+    input2: Float[Tensor, "*batch k"],
+    input3: Tensor,
     left: bool = True,
     transpose: bool = False,
 ) -> Tensor:
     """``torch.ormqr``: that product, or its adjoint, times a matrix or a matrix times it."""
     if left:
-        return _reflected(input, tau, other, adjoint=transpose)
-    return _reflected(input, tau, other.mH, adjoint=not transpose).mH
+        return _reflected(input, input2, input3, adjoint=transpose)
+    return _reflected(input, input2, input3.mH, adjoint=not transpose).mH
 
 
 def _reflected(A: Tensor, tau: Tensor, c: Tensor, *, adjoint: bool) -> Tensor:
@@ -82,24 +97,27 @@ def _reflected(A: Tensor, tau: Tensor, c: Tensor, *, adjoint: bool) -> Tensor:
 
 
 def cholesky_solve(
-    B: Float[Tensor, "*batch n k"], L: Float[Tensor, "*batch n n"], upper: bool = False
+    input: Float[Tensor, "*batch n k"],  # noqa: A002
+    input2: Float[Tensor, "*batch n n"],
+    upper: bool = False,
 ) -> Float[Tensor, "*batch n k"]:
     """``torch.cholesky_solve``: two triangular systems."""
-    first, second = (L.mH, L) if upper else (L, L.mH)
-    half = torch.linalg.solve_triangular(first, B, upper=False)
+    first, second = (input2.mH, input2) if upper else (input2, input2.mH)
+    half = torch.linalg.solve_triangular(first, input, upper=False)
     return torch.linalg.solve_triangular(second, half, upper=True)
 
 
 def cholesky_inverse(
-    L: Float[Tensor, "*batch n n"], upper: bool = False
+    input: Float[Tensor, "*batch n n"],  # noqa: A002
+    upper: bool = False,
 ) -> Float[Tensor, "*batch n n"]:
     """``torch.cholesky_inverse``: the solutions for the unit vectors."""
-    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
-    return cholesky_solve(eye.expand(L.shape), L, upper)
+    eye = torch.eye(input.shape[-1], dtype=input.dtype, device=input.device)
+    return cholesky_solve(eye.expand(input.shape), input, upper)
 
 
 def triangular_solve(
-    b: Float[Tensor, "*batch n k"],
+    input: Float[Tensor, "*batch n k"],  # noqa: A002
     A: Float[Tensor, "*batch n n"],
     upper: bool = True,
     transpose: bool = False,
@@ -108,7 +126,7 @@ def triangular_solve(
     """``torch.triangular_solve``, by the function that replaced it."""
     x = torch.linalg.solve_triangular(
         A.mT if transpose else A,
-        b,
+        input,
         upper=upper != transpose,
         unitriangular=unitriangular,
     )
@@ -119,10 +137,8 @@ LINALG: Table = {
     torch.linalg.solve: solve,
     torch.linalg.solve_ex: solve_ex,
     torch.linalg.tensorsolve: tensorsolve,
-    **dict.fromkeys(
-        (torch.linalg.householder_product, torch.orgqr, torch.Tensor.orgqr),
-        householder_product,
-    ),
+    torch.linalg.householder_product: householder_product,
+    **dict.fromkeys((torch.orgqr, torch.Tensor.orgqr), orgqr),
     **dict.fromkeys((torch.ormqr, torch.Tensor.ormqr), ormqr),
     **dict.fromkeys(
         (torch.cholesky_solve, torch.Tensor.cholesky_solve), cholesky_solve

@@ -1,6 +1,7 @@
 """Losses as compositions, with the signatures of torch's kernels.
 
-``reduction`` is the number that ``F`` makes of the word: 0, 1 or 2.
+``reduction`` is the number that ``F`` makes of the word: 0, 1 or 2. Without one the kernels
+reduce nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pureopt.derivatives._exactness._numeric import (
 _LEAST_LOG = -100.0
 
 
-def mse_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:  # noqa: A002
+def mse_loss(input: Tensor, target: Tensor, reduction: int = 0) -> Tensor:  # noqa: A002
     """``F.mse_loss``."""
     gap = input - target
     return reduced(gap * gap, reduction)
@@ -30,17 +31,19 @@ def mse_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:  # no
 def huber_loss(
     input: Tensor,  # noqa: A002
     target: Tensor,
-    reduction: int = 1,
+    reduction: int = 0,
     delta: float = 1.0,
 ) -> Tensor:
     """``F.huber_loss``."""
+    if delta <= 0:
+        return KERNELS.huber_loss(input, target, reduction, delta)  # which refuses it
     gap = input - target
     size = gap.abs()
     loss = torch.where(size <= delta, 0.5 * gap * gap, delta * (size - 0.5 * delta))
     return reduced(loss, reduction)
 
 
-def soft_margin_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:  # noqa: A002
+def soft_margin_loss(input: Tensor, target: Tensor, reduction: int = 0) -> Tensor:  # noqa: A002
     """``F.soft_margin_loss``."""
     return reduced(softplus(-target * input), reduction)
 
@@ -49,7 +52,7 @@ def binary_cross_entropy(
     input: Tensor,  # noqa: A002
     target: Tensor,
     weight: Tensor | None = None,
-    reduction: int = 1,
+    reduction: int = 0,
 ) -> Tensor:
     """``F.binary_cross_entropy``: constant where torch bounds the logarithm."""
     loss = (target - 1) * _log(1 - input) - target * _log(input)
@@ -57,8 +60,9 @@ def binary_cross_entropy(
 
 
 def _log(x: Tensor) -> Tensor:
-    inside = x > math.exp(_LEAST_LOG)
-    return torch.where(inside, torch.where(inside, x, 1.0).log(), _LEAST_LOG)
+    """NaN of what is no probability, for which torch's kernel raises."""
+    least = (x >= 0) & (x <= math.exp(_LEAST_LOG))
+    return torch.where(least, _LEAST_LOG, torch.where(least, 1.0, x).log())
 
 
 def binary_cross_entropy_with_logits(
@@ -66,7 +70,7 @@ def binary_cross_entropy_with_logits(
     target: Tensor,
     weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
-    reduction: int = 1,
+    reduction: int = 0,
 ) -> Tensor:
     """``F.binary_cross_entropy_with_logits``."""
     yes = target if pos_weight is None else target * pos_weight
@@ -80,9 +84,11 @@ def multi_margin_loss(
     p: float = 1,
     margin: float = 1,
     weight: Tensor | None = None,
-    reduction: int = 1,
+    reduction: int = 0,
 ) -> Tensor:
     """``F.multi_margin_loss``."""
+    if not input.shape[-1] or target.dim() > 1 or target.dtype != torch.int64:
+        return KERNELS.multi_margin_loss(input, target)  # which refuses it
     x = input.reshape(*target.shape, -1)
     classes = torch.arange(x.shape[-1], device=x.device)
     right = classes == target.unsqueeze(-1)
@@ -94,8 +100,10 @@ def multi_margin_loss(
     return reduced(loss.sum(-1) / x.shape[-1], reduction)
 
 
-def multilabel_margin_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:  # noqa: A002
+def multilabel_margin_loss(input: Tensor, target: Tensor, reduction: int = 0) -> Tensor:  # noqa: A002
     """``F.multilabel_margin_loss``: labels count up to the first ``-1``."""
+    if not input.numel() or target.shape != input.shape:
+        return KERNELS.multilabel_margin_loss(input, target, reduction)
     if not input.dim():
         return multilabel_margin_loss(
             input.unsqueeze(0), target.unsqueeze(0), reduction

@@ -32,7 +32,14 @@ def native_layer_norm(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``torch.native_layer_norm``: also what its kernel saves, which are constants."""
-    dims = tuple(range(-len(normalized_shape), 0))
+    shape = tuple(normalized_shape)
+    dims = tuple(range(-len(shape), 0))
+    fit = (
+        input.shape[-len(shape) :],
+        *(p.shape for p in (weight, bias) if p is not None),
+    )
+    if any(s != shape for s in fit):
+        return torch.native_layer_norm(input, shape, weight, bias, eps)  # which says so
     y, mean, scale = _standardized(widened(input), dims, eps)
     y = _affine(y, weight, bias).to(input.dtype)
     return y, mean.detach(), scale.detach()

@@ -22,6 +22,11 @@ def widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype in {torch.float16, torch.bfloat16} else x
 
 
+def is_inexact(x: Tensor) -> bool:
+    """Whether there are numbers between the numbers: floating or complex."""
+    return x.dtype.is_floating_point or x.dtype.is_complex
+
+
 def root(square: Tensor) -> Tensor:
     """The square root, all of whose derivatives at zero are zero by convention."""
     zero = square == 0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._exactness._numeric import Table
+from pureopt.derivatives._exactness._numeric import Table, is_inexact
 
 
 def product(x: Tensor) -> Tensor:
@@ -55,6 +55,8 @@ def cumprod(
 
 def logcumsumexp(input: Tensor, dim: int) -> Tensor:  # noqa: A002
     """``torch.logcumsumexp``: no prefix is measured by the largest element of all."""
+    if not input.dtype.is_floating_point:  # as `logaddexp`
+        return torch.logcumsumexp(input, dim)
     return _scan(logaddexp, input, dim)
 
 
@@ -63,8 +65,10 @@ def logaddexp(input: Tensor, other: Tensor) -> Tensor:  # noqa: A002
 
     The formula holds whichever is the larger, hence no derivative jumps where they are
     equal. Beside an infinity, and between two, the derivatives are those of the larger,
-    or of the first.
+    or of the first. Complex numbers, of which none is the larger, are left to torch.
     """
+    if input.dtype.is_complex or other.dtype.is_complex:
+        return torch.logaddexp(input, other)
     first = input >= other
     a = torch.where(first, input, other)
     b = torch.where(first, other, input)
@@ -115,11 +119,11 @@ def scatter_reduce(
     used = src[tuple(slice(size) for size in index.shape)].movedim(dim, -1)
     places = torch.arange(n, device=index.device)
     meets = index.movedim(dim, -1).unsqueeze(-2) == places.unsqueeze(-1)
-    factor = product(torch.where(meets, used.unsqueeze(-2), 1.0)).movedim(-1, dim)
+    factor = product(torch.where(meets, used.unsqueeze(-2), 1)).movedim(-1, dim)
     hit = meets.any(-1).movedim(-1, dim)
-    factor, hit = _grown(factor, input, 1.0), _grown(hit, input, False)
-    kept = input if include_self else torch.where(hit, 1.0, input)
-    return kept * factor
+    factor, hit = _grown(factor, input, 1), _grown(hit, input, False)
+    kept = input if include_self else torch.where(hit, 1, input)
+    return (kept * factor).to(input.dtype)
 
 
 def _grown(x: Tensor, like: Tensor, value: Any) -> Tensor:
@@ -148,7 +152,7 @@ def index_reduce(
 def _promoted(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     if dtype is not None:
         return x.to(dtype)
-    return x if x.dtype.is_floating_point or x.dtype.is_complex else x.long()
+    return x if is_inexact(x) else x.long()
 
 
 PRODUCTS: Table = {

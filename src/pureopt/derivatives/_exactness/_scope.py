@@ -43,6 +43,9 @@ REPLACEMENTS: Table = {
     **VECTOR_NORMS,
 }
 
+# What torch also calls some arguments.
+_NUMPY = {"axis": "dim", "keepdims": "keepdim"}
+
 # Methods of tensors that are written in Python: the compiler finds them by identity, not
 # in a dict. `Tensor.unflatten` calls `super`, which a mode that is traced cannot.
 _NORM = torch.Tensor.norm
@@ -62,7 +65,10 @@ class _Exact(TorchFunctionMode):
     ) -> Any:
         named = kwargs or {}
         if named.get("out") is not None:  # torch's own, which refuses to differentiate
+            REMEMBERED.forget(named["out"])
             return func(*args, **named)
+        if named.get("inplace") or _writes(func.__name__):
+            REMEMBERED.forget(args[0])
         body = BODIES.get(func)
         if body is not None:
             with _Exact():
@@ -73,7 +79,17 @@ class _Exact(TorchFunctionMode):
             return power(*args, **named)
         if func is _UNFLATTEN:
             return torch.unflatten(*args, **named)
-        return REPLACEMENTS.get(func, func)(*args, **named)
+        composition = REPLACEMENTS.get(func)
+        if composition is None:
+            return func(*args, **named)
+        return composition(*args, **{_NUMPY.get(k, k): v for k, v in named.items()})
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of this name writes to its first argument."""
+    if name.endswith("__"):
+        return name == "__setitem__" or name.startswith("__i")
+    return name.endswith("_")
 
 
 @contextmanager

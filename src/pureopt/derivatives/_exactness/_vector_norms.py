@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._exactness._numeric import Table, root, squares, widened
+from pureopt.derivatives._exactness._numeric import (
+    Table,
+    is_inexact,
+    root,
+    squares,
+    widened,
+)
 
 Dims = int | Sequence[int] | None
 
@@ -24,6 +30,15 @@ class _Remembered(threading.local):
 
     def __init__(self) -> None:
         self.scopes: list[list[tuple[Tensor, Tensor]]] = []
+
+    def forget(self, written: Any) -> None:
+        """A tensor is written to: it may be a root, or a view of one, which has its dtype."""
+        for scope in self.scopes:
+            scope[:] = [
+                pair
+                for pair in scope
+                if isinstance(written, Tensor) and written.dtype != pair[0].dtype
+            ]
 
 
 REMEMBERED = _Remembered()
@@ -38,25 +53,25 @@ def root_of(square: Tensor, dtype: torch.dtype) -> Tensor:
     return y
 
 
-def power(base: Any, exponent: Any) -> Tensor:
+def power(input: Any, exponent: Any) -> Tensor:  # noqa: A002
     """``torch.pow``; an even power of a root is a power of its square."""
     number = isinstance(exponent, int | float)
     if number and exponent > 0 and exponent % 2 == 0:
         for scope in REMEMBERED.scopes:
             for y, square in scope:
-                if y is base:
+                if y is input:
                     return torch.pow(square, exponent / 2).to(y.dtype)
-    return torch.pow(base, exponent)
+    return torch.pow(input, exponent)
 
 
-def square(base: Tensor) -> Tensor:
+def square(input: Tensor) -> Tensor:  # noqa: A002
     """``torch.square``."""
-    return power(base, 2)
+    return power(input, 2)
 
 
-def multiply(a: Any, b: Any) -> Tensor:
+def multiply(input: Any, other: Any) -> Tensor:  # noqa: A002
     """``torch.mul``: ``a * a`` is a power."""
-    return power(a, 2) if a is b else torch.mul(a, b)
+    return power(input, 2) if input is other else torch.mul(input, other)
 
 
 def vector_norm(
@@ -73,11 +88,11 @@ def vector_norm(
     nothing, unless ``p`` is even: then all of it is smooth.
     """
     x = x if dtype is None else x.to(dtype)
+    if ord in {0, 1, torch.inf, -torch.inf} or not is_inexact(x):
+        return torch.linalg.vector_norm(x, ord, dim, keepdim)
     real = x.real.dtype if x.dtype.is_complex else x.dtype
     y = widened(x)
     dims = _dims(y, dim)
-    if ord in {0, 1, torch.inf, -torch.inf}:
-        return torch.linalg.vector_norm(x, ord, dim, keepdim)
     if ord == 2:  # noqa: PLR2004
         return root_of(squares(y).sum(dims, keepdim), real)
     total = _powers(y, ord).sum(dims, keepdim)
@@ -155,6 +170,20 @@ def frobenius_norm(A: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
     return vector_norm(A, 2, dim, keepdim)
 
 
+def norm_except_dim(v: Tensor, pow: int = 2, dim: int = 0) -> Tensor:  # noqa: A002
+    """``torch.norm_except_dim``: of each slice along ``dim``; of all if that is -1."""
+    if dim == -1:
+        return vector_norm(v, pow)
+    others = [d for d in range(v.dim()) if d != dim % v.dim()]
+    # Of a vector each element is a slice: of no dimensions the norm would be of all.
+    return vector_norm(v, pow, others, keepdim=True) if others else v.abs()
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    r"""``torch._weight_norm``: :math:`g\,v / |v|`, a length for each slice along ``dim``."""
+    return v * (g / norm_except_dim(v, 2, dim))
+
+
 def std(*args: Any, **kwargs: Any) -> Tensor:
     """``torch.std``: the root of ``torch.var``; a constant sample has derivatives zero."""
     variance = torch.var(*args, **kwargs)
@@ -173,6 +202,8 @@ VECTOR_NORMS: Table = {
     torch.linalg.norm: norm,
     torch.norm: p_norm,
     torch.frobenius_norm: frobenius_norm,
+    torch.norm_except_dim: norm_except_dim,
+    torch._weight_norm: weight_norm,  # noqa: SLF001
     **dict.fromkeys((torch.std, torch.Tensor.std), std),
     torch.std_mean: std_mean,
     **dict.fromkeys((torch.pow, torch.Tensor.pow), power),

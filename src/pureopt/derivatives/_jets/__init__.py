@@ -7,6 +7,7 @@
 from pureopt.derivatives._jets import (
     _activations,
     _arithmetic,
+    _complex,
     _exponential,
     _indexing,
     _linalg,

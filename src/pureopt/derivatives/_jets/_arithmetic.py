@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._exactness._vector_norms import REMEMBERED
+from pureopt.derivatives._exactness._numeric import squares
+from pureopt.derivatives._exactness._vector_norms import REMEMBERED, root_of
 from pureopt.derivatives._jets._algebra import (
     Series,
     aligned,
@@ -245,6 +246,8 @@ def _tensor_power(x: Jet, p: Tensor) -> Jet:
 
 @rule("abs", "absolute", "__abs__")
 def abs_(x: Jet) -> Jet:
+    if x.dtype.is_complex:
+        return root_of(squares(x), x.dtype.to_real())
     sign = torch.sign(x.value)
     return linear(lambda u: u * sign, x)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
@@ -41,6 +42,21 @@ WRITTEN_IN_PYTHON: list[tuple[Callable[..., Any], Rule]] = []
 
 The compiler finds these by identity, not in a dict.
 """
+
+
+# The functions that are written in C++: those in Python pass their arguments on by place.
+_OF_TORCH = (types.BuiltinFunctionType, types.MethodDescriptorType)
+_NUMPYS = {"axis": "dim", "keepdims": "keepdim"}
+
+
+def _named_as_in_rules(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Torch also takes numpy's names, and its first argument by the name ``input``."""
+    named = {_NUMPYS.get(name, name): value for name, value in kwargs.items()}
+    if not args and "input" in named and "condition" not in named:
+        args = (named.pop("input"),)
+    return args, named
 
 
 def _by_identity(func: Callable[..., Any]) -> Rule | None:
@@ -112,14 +128,18 @@ class Jet:
         rule = _by_identity(func) or RULES.get(func)
         if rule is None:
             raise missing(func)
-        if kwargs and kwargs.get("out") is not None:
+        if not kwargs:
+            return rule(*args)
+        if kwargs.get("out") is not None:
             raise DerivativeError(
                 "jet(f=...)",
                 "not write in place",
                 f"`{name_of(func)}` with `out=`",
                 "Use the result of the call.",
             )
-        return rule(*args, **(kwargs or {}))
+        if isinstance(func, _OF_TORCH):
+            args, kwargs = _named_as_in_rules(args, kwargs)
+        return rule(*args, **kwargs)
 
     @property
     def order(self) -> int:
@@ -151,6 +171,8 @@ class Jet:
         """The layout of the value."""
         return self.value.layout
 
+    # Above that of arrays and scalars of numpy, which leave `numpy.sqrt(2) * x` to it.
+    __array_priority__ = 1000
     is_nested = False
     is_cuda = property(lambda self: self.value.is_cuda)
     is_sparse = False
@@ -160,6 +182,13 @@ class Jet:
         return RULES[torch.Tensor.__getitem__](self, index)
 
     def __len__(self) -> int:
+        if not self.ndim:  # also what `torch.tensor([x, y])` asks for
+            raise DerivativeError(
+                "jet(f=...)",
+                "keep its numbers in tensors",
+                "a 0-d tensor in the place of a number or of a sequence",
+                "Join tensors with `torch.stack([x, y])`, not `torch.tensor([x, y])`.",
+            )
         return len(self.value)
 
     def __iter__(self) -> Any:
@@ -167,14 +196,6 @@ class Jet:
 
     def __bool__(self) -> bool:
         return bool(self.value)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        raise DerivativeError(
-            "jet(f=...)",
-            "not write to its arguments",
-            "an assignment to `x[...]`",
-            "Build the result with `torch.where`, `torch.cat` or `torch.stack`.",
-        )
 
     def __repr__(self) -> str:
         shape, dtype = tuple(self.shape), self.dtype
@@ -207,7 +228,8 @@ def _operator(name: str) -> Callable[..., Any]:
 for _name in (
     "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow",
     "matmul", "rmatmul", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge",
-    "mod", "rmod", "floordiv", "rfloordiv",
+    "mod", "rmod", "floordiv", "rfloordiv", "setitem", "iadd", "isub", "imul",
+    "itruediv", "ifloordiv", "ipow", "imod", "float", "int", "index", "complex", "array",
 ):  # fmt: skip
     setattr(Jet, f"__{_name}__", _operator(f"__{_name}__"))
 

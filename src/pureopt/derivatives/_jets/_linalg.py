@@ -134,7 +134,7 @@ def solve_triangular(
 def cholesky_ex(
     A: Jet, *, upper: bool = False, check_errors: bool = False
 ) -> CholeskyFactor:
-    r""":math:`L_k = L_0 \Phi(L_0^{-1} (A_k - \sum_{0<j<k} L_j L_{k-j}^T) L_0^{-T})`.
+    r""":math:`L_k = L_0 \Phi(L_0^{-1} (A_k - \sum_{0<j<k} L_j L_{k-j}^H) L_0^{-H})`.
 
     :math:`\Phi` is the lower triangle with half of the diagonal.
 
@@ -143,18 +143,18 @@ def cholesky_ex(
         order.
     """
     value, info = torch.linalg.cholesky_ex(A.value, check_errors=check_errors)
-    a, factor = linear(lambda c: (c + c.mT) / 2, A), like(A, value, [])
+    a, factor = linear(lambda c: (c + c.mH) / 2, A), like(A, value, [])
     for k in range(1, A.order + 1):
-        rest = _convolved(factor, factor.mT, k, 1, k - 1)
+        rest = _convolved(factor, factor.mH, k, 1, k - 1)
         top = plus(series(a)[k], scaled(rest, -1))
         new = None if top is None else torch.matmul(value, _lower_half(value, top))
         factor = like(A, value, [*factor.coefficients, new])
-    return CholeskyFactor(factor.mT if upper else factor, info)
+    return CholeskyFactor(factor.mH if upper else factor, info)
 
 
 def _lower_half(L: Tensor, R: Tensor) -> Tensor:
     half = torch.linalg.solve_triangular(L, R, upper=False)
-    both = torch.linalg.solve_triangular(L, half.mT, upper=False)
+    both = torch.linalg.solve_triangular(L, half.mH, upper=False)
     diagonal = torch.diagonal(both, dim1=-2, dim2=-1)
     return both.tril() - torch.diag_embed(diagonal) / 2
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pureopt.derivatives._exactness._numeric import squares
 from pureopt.derivatives._jets._algebra import (
     lift,
     like,
@@ -124,7 +125,7 @@ def _spread_of(
         n *= x.shape[d]
     mean = x.mean(dims, keepdim=True)
     centered = x - mean
-    total: Any = torch.square(centered).sum(dims, keepdim=keepdim)
+    total: Any = squares(centered).sum(dims, keepdim=keepdim)
     degrees = max(0.0, n - (1.0 if correction is None else correction))
     # A division by zero is NaN, as torch has it.
     variance = total / degrees if degrees else total / total.value.new_zeros(())

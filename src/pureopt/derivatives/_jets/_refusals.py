@@ -1,4 +1,4 @@
-"""What no rule can do: write in place, draw random numbers, differentiate inside."""
+"""What no rule can do: write in place, leave torch, draw numbers, differentiate inside."""
 
 from __future__ import annotations
 
@@ -62,6 +62,35 @@ for _name in (
     for _op in spellings(_name):
         RULES[_op] = _dropping(_name)
 
+for _op, _got in {
+    torch.Tensor.__setitem__: "an assignment to `x[...]`",
+    torch.Tensor.__iadd__: "`+=`",
+    torch.Tensor.__isub__: "`-=`",
+    torch.Tensor.__imul__: "`*=`",
+    torch.Tensor.__itruediv__: "`/=`",
+    torch.Tensor.__ifloordiv__: "`//=`",
+    torch.Tensor.__ipow__: "`**=`",
+    torch.Tensor.__imod__: "`%=`",
+}.items():
+    RULES[_op] = _refusing("not write in place", _got, _FRESH)
+
+for _op, _got in {
+    torch.Tensor.item: "`x.item()`",
+    torch.Tensor.tolist: "`x.tolist()`",
+    torch.Tensor.numpy: "`x.numpy()`",
+    torch.Tensor.__float__: "`float(x)`, as functions of `math` call it",
+    torch.Tensor.__int__: "`int(x)`",
+    torch.Tensor.__index__: "`x` in the place of a whole number",
+    torch.Tensor.__complex__: "`complex(x)`",
+    torch.Tensor.__array__: "an array of `x`, as functions of numpy make it",
+}.items():
+    RULES[_op] = _refusing(
+        "keep its numbers in tensors",
+        _got,
+        "Use functions of torch: what leaves it has no derivative. Where a constant is "
+        "meant, read `x.detach()`.",
+    )
+
 for _name in ("bernoulli", "multinomial", "poisson", "normal"):
     for _op in spellings(_name):
         RULES[_op] = _refusing(
@@ -70,7 +99,16 @@ for _name in ("bernoulli", "multinomial", "poisson", "normal"):
             "Draw with `pureopt.random` from a key that is an argument.",
         )
 
-for _op in (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward):
+RULES[torch.Tensor.__setitem__] = _refusing(
+    "not write in place", "an assignment to `x[...]`", _FRESH
+)
+
+for _op in (
+    torch.autograd.grad,
+    torch.autograd.backward,
+    torch.Tensor.backward,
+    torch.Tensor.requires_grad_,
+):
     RULES[_op] = _refusing(
         "not differentiate its arguments",
         "a call of `torch.autograd`",

@@ -26,13 +26,13 @@ MOVES = (
     "triu", "trace", "real", "unfold", "as_strided", "pixel_shuffle", "pixel_unshuffle",
     "channel_shuffle", "cpu", "cuda", "fold", "interpolate", "upsample", "hsplit", "vsplit",
     "dsplit", "native_channel_shuffle", "alias", "resolve_conj",
-    "resolve_neg", "conj", "conj_physical",
+    "resolve_neg", "conj", "conj_physical", "imag", "view_as_real",
     "atleast_1d", "atleast_2d", "atleast_3d",
 )  # fmt: skip
 
 # Piecewise constant: the derivatives are zero wherever they exist.
 STEPS = (
-    "sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "heaviside", "zeros_like",
+    "sign", "floor", "ceil", "round", "trunc", "fix", "heaviside", "zeros_like",
     "ones_like", "empty_like", "full_like",
 )  # fmt: skip
 
@@ -43,13 +43,13 @@ READS = (
     "argsort", "searchsorted", "bucketize", "count_nonzero", "nonzero", "all", "any",
     "is_floating_point", "is_complex", "is_contiguous", "numel", "nelement", "size",
     "dim", "ndimension", "stride", "detach", "item", "tolist", "allclose", "equal",
-    "isclose", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full",
+    "isclose", "isreal", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full",
     "new_empty", "new_tensor", "__bool__", "__int__", "__float__", "element_size",
     "get_device", "is_same_size", "result_type", "can_cast", "is_signed", "is_inference",
     "broadcast_shapes", "long", "int", "short", "char", "byte", "bool",
 )  # fmt: skip
 
-PROPERTIES = ("T", "mT", "H", "mH", "real")
+PROPERTIES = ("T", "mT", "H", "mH", "real", "imag")
 
 
 def _of_values(op: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,16 @@ from pureopt._typing import P
 from pureopt.derivatives._checks import call, direction, point
 from pureopt.derivatives._exactness._vector_norms import REMEMBERED
 from pureopt.derivatives._jets._jet import Jet
+
+
+class _Passes(threading.local):
+    """The call whose function is being evaluated, if any."""
+
+    def __init__(self) -> None:
+        self.open: list[str] = []
+
+
+_PASSES = _Passes()
 
 
 def jet(
@@ -37,6 +48,9 @@ def jet(
     and the result may be differentiated with ``grad``, mapped with ``vmap`` and compiled.
     Coefficients that are known to be zero cost nothing.
 
+    Taylor mode does not nest: a second variable takes ``torch.func.grad`` or
+    ``torch.func.jvp`` around it, as in ``grad(lambda t: jet(lambda x: u(t, x), ...))``.
+
     Args:
         f: A function of one tree of tensors to a tree of tensors, made of functions that
             have rules: most of what models are made of. Others are taught with
@@ -52,8 +66,8 @@ def jet(
     Raises:
         TreeError: If ``primals`` has a leaf that is no floating tensor, or a tree in
             ``series`` is not like it.
-        DerivativeError: If ``series`` is empty, ``f`` calls a function without a rule, or
-            an output is no tensor.
+        DerivativeError: If ``series`` is empty, ``f`` calls a function without a rule or
+            an operator in Taylor mode, or an output is no tensor.
 
     References:
         Griewank and Walther (2008), "Evaluating Derivatives", chapter 13.
@@ -102,8 +116,17 @@ def propagate(
             directions in front.
 
     Raises:
-        DerivativeError: If a leaf of the output is neither a jet nor a tensor.
+        DerivativeError: If a leaf of the output is neither a jet nor a tensor, or another
+            pass is open: its jets would be taken for those of this one.
     """
+    if _PASSES.open:
+        raise DerivativeError(
+            where,
+            "be the only pass of Taylor mode",
+            f"a call inside of `{_PASSES.open[-1]}`",
+            "Take the outer derivative by `torch.func.grad` or `torch.func.jvp`, or both "
+            "from one pass: `bilaplacian`, or `jet` of higher order.",
+        )
     leaves, structure = tree_flatten(primals)
     terms = [
         [None] * len(leaves) if tree is None else structure.flatten_up_to(tree)
@@ -113,11 +136,13 @@ def propagate(
         Jet(value, coefficients, summed)
         for value, *coefficients in zip(leaves, *terms, strict=True)
     ]
+    _PASSES.open.append(where)
     REMEMBERED.scopes.append([])
     try:
         out = call(where, f, tree_unflatten(structure, jets))
     finally:
         REMEMBERED.scopes.pop()
+        _PASSES.open.pop()
     for leaf in tree_leaves(out):
         if not isinstance(leaf, Jet | Tensor):
             raise DerivativeError(where, "return tensors", told(leaf))

@@ -36,9 +36,11 @@ def per_sample_grad_norms(
     leaves are, if ``loss`` itself applies transforms of ``torch.func``. A use that
     cannot be seen, by a function that hides its tensors from torch's dispatch, gives NaN.
     In a compiled function ``w.t()`` has a rule and ``w.T`` has none, because compilers
-    do not show it.
+    do not show it; nor do they show ``for row in w``, which gives NaN: write
+    ``w.unbind()``.
 
-    The norm of a zero gradient has the derivative 0.
+    The norm of a zero gradient has the derivative 0. Where the terms of positions cancel,
+    the rounding error of the squared norm is relative to those of the terms.
 
     Args:
         loss: ``loss(params, *sample)``, a 0-d tensor: the loss of one sample. What all

@@ -39,6 +39,9 @@ _depth: Callable[[], int] = torch._C._functorch.get_dynamic_layer_stack_depth  #
 
 _MATRIX = 2  # dimensions
 
+# It calls `super`, which a mode that is traced cannot.
+_UNFLATTEN = Tensor.unflatten
+
 
 class Known(NamedTuple):
     """A tensor that is a leaf or a view of one, and the same from outside the gradient."""
@@ -88,11 +91,17 @@ class Scope:
     """What one run of the loss knows and collects."""
 
     def __init__(
-        self, known: list[Known], leaves: int, taps: list[Tensor] | None = None
+        self,
+        known: list[Known],
+        leaves: int,
+        taps: list[Tensor] | None = None,
+        zero: Tensor | None = None,
     ) -> None:
         self.known = known
         self.depth = _depth()
         self.taps = taps
+        self.zero = zero
+        self.watched: list[Tensor] = []
         self.uses: list[Use] = []
         self.shapes: list[Like] = []
         self.saved: list[Tensor] = []
@@ -106,8 +115,15 @@ class Scope:
         return None
 
     def save(self, value: Tensor) -> int:
-        """Keep the input of an operation."""
+        """Keep the input of an operation, and let torch see that nobody writes to it.
+
+        Rules use a leaf from outside the gradient, so that torch itself keeps no input:
+        it keeps an empty view of the same memory.
+        """
         self.saved.append(value)
+        if self.zero is not None:
+            empty = value.unsqueeze(-1).narrow(-1, 0, 0)
+            self.watched.append((empty * self.zero).sum())
         return len(self.saved) - 1
 
     def value(self, tensor: Any) -> Any:
@@ -128,10 +144,12 @@ class Scope:
         for value in values:
             if not isinstance(value, Tensor) or value.dim() < _MATRIX:
                 continue
-            if is_batched(value) or self.find(value) is not None:
+            if self.find(value) is not None:
                 continue
             for known in self.known:
-                if sorted(known.part.shape) == sorted(value.shape):
+                # A `vmap` over the parameters makes batches of the leaves themselves.
+                sampled = is_batched(value) and not is_batched(known.tensor)
+                if not sampled and sorted(known.part.shape) == sorted(value.shape):
                     self.opaque[known.part.leaf] = True
 
     def learn(self, tensor: Tensor, constant: Tensor, part: Part) -> Tensor:
@@ -180,6 +198,8 @@ class _Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is _UNFLATTEN:
+            func = torch.unflatten
         # A recorder around this one finds its own scope when the operation runs.
         scope = _SCOPES.stack.pop()
         try:
@@ -204,16 +224,14 @@ def _seen(
     if not found:
         return func(*args, **kwargs)
     if func in COMPOSITES:
-        out = _under(scope, COMPOSITES[func], *args, **kwargs)
-    elif func in RULES:
-        out = RULES[func](scope, *args, **kwargs)
-    else:
-        out = NotImplemented
+        return _under(scope, COMPOSITES[func], *args, **kwargs)
+    out = RULES[func](scope, *args, **kwargs) if func in RULES else NotImplemented
     if out is not NotImplemented:
         return out
     out = func(*args, **kwargs)
-    # Without a tensor it was a question, such as that for the shape.
-    if any(isinstance(value, Tensor) for value in _flat([out])):
+    # Without a tensor it was a question, such as that for the shape; `x[i] = w` has the
+    # result `None`.
+    if out is None or any(isinstance(value, Tensor) for value in _flat([out])):
         scope.hide([known.part.leaf for known in found])
     return out
 
@@ -312,13 +330,15 @@ def record(
     samples = tree_leaves(batch)[0].shape[0]
     seen = [i for i in range(len(leaves)) if not plan.opaque[i]]
 
-    def total(taps: list[Tensor], tracked: list[Tensor]) -> tuple[Tensor, Any]:
+    def total(
+        taps: list[Tensor], tracked: list[Tensor], zero: Tensor
+    ) -> tuple[Tensor, Any]:
         inner = list(leaves)
         for i, leaf in zip(seen, tracked, strict=True):
             inner[i] = leaf
 
         def one(taps: list[Tensor], *sample: Any) -> tuple[Tensor, list[Tensor]]:
-            scope = Scope(_known(inner, leaves, plan.opaque), len(leaves), taps)
+            scope = Scope(_known(inner, leaves, plan.opaque), len(leaves), taps, zero)
             value = _under(scope, loss, tree_unflatten(structure, inner), *sample)
             if scope.uses != plan.uses:
                 raise DerivativeError(
@@ -326,7 +346,7 @@ def record(
                     "do the same operations each time it is called",
                     f"{len(plan.uses)} uses of parameters, then {len(scope.uses)}",
                 )
-            return _checks.scalar(where, value), scope.saved
+            return sum(scope.watched, _checks.scalar(where, value)), scope.saved
 
         values, saved = vmap(one)(taps, *batch)
         return values.sum(), saved
@@ -341,11 +361,12 @@ def record(
         )
         for like in plan.shapes
     ]
-    (deltas, hidden), saved = _checks.call(
+    (deltas, hidden, _), saved = _checks.call(
         where,
-        grad(total, argnums=(0, 1), has_aux=True),
+        grad(total, argnums=(0, 1, 2), has_aux=True),
         taps,
         [leaves[i] for i in seen],
+        leaves[0].new_zeros(()),
     )
     for i, leak in zip(seen, hidden, strict=True):
         recorded[i] = []

@@ -46,11 +46,18 @@ def linear(
     return scope.tapped(out)
 
 
-def matmul(scope: Scope, input: Tensor, other: Tensor, **rest: Any) -> Any:  # noqa: A002
-    """``x w`` and ``w x``."""
+def matmul(
+    scope: Scope,
+    input: Tensor,  # noqa: A002
+    other: Tensor | None = None,
+    **rest: Any,
+) -> Any:
+    """``x w`` and ``w x``; as a keyword the second operand has other names."""
     a, b = scope.find(input), scope.find(other)
     known = a or b
     if rest or (a and b) or known is None or known.tensor.dim() > _MATRIX:
+        return NotImplemented
+    if other is None:
         return NotImplemented
     if a and other.dim() > _MATRIX:  # a batch of products, of which the leaf is a part
         return NotImplemented
@@ -208,6 +215,8 @@ def _elementwise(
     a, b = scope.find(left), scope.find(right)
     known, other = (a, right) if a else (b, left)
     if rest or known is None or known.part.flipped or not isinstance(other, Tensor):
+        return NotImplemented
+    if a and b:
         return NotImplemented
     # What does not depend on the sample would be copied for each of them.
     if not is_batched(other) or other.dtype != known.tensor.dtype:

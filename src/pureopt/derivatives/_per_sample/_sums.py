@@ -129,7 +129,8 @@ def _paired_norms(leaf: Leaf) -> Tensor:
     left, right = leaf.factors()
     if leaf.positions == 1:
         return (left.square().sum(3) * right.square().sum(3)).sum((1, 2))
-    return ((left @ left.mT) * (right @ right.mT)).sum((1, 2, 3))
+    # Rounded products that cancel may be below zero.
+    return ((left @ left.mT) * (right @ right.mT)).sum((1, 2, 3)).clamp(min=0)
 
 
 def gram(leaf: Leaf) -> Tensor:
@@ -181,7 +182,7 @@ def variance(leaf: Leaf) -> Tensor:
         squares = left.square().mT @ right.square()
         centered = squares - (left.mT @ right).square() / b
         # A difference of rounded sums, which may be below zero.
-        return torch.where(centered > 0, centered, 0.0).reshape(-1) / (b - 1)
+        return centered.clamp(min=0).reshape(-1) / (b - 1)
     bands: list[Tensor] = []
     for rows in leaf.bands():
         x = leaf.dense(rows)

@@ -125,15 +125,18 @@ class Product(Factored):
 
     def positions(self, saved: Tensor, delta: Tensor) -> int:
         del delta
-        width = saved.shape[-2] if self.columns else saved.shape[-1]
-        return math.prod(saved.shape[1:]) // width
+        rest = (
+            (*saved.shape[:-2], saved.shape[-1]) if self.columns else saved.shape[:-1]
+        )
+        return math.prod(rest[1:])
 
     def factors(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         t = self.positions(saved, delta)
         if self.columns:
             saved, delta = saved.mT, delta.mT
-        left = delta.reshape(delta.shape[0], 1, t, -1)
-        right = saved.reshape(saved.shape[0], 1, t, -1)
+        width = 1 if len(self.part.shape) == 1 else delta.shape[-1]
+        left = delta.reshape(delta.shape[0], 1, t, width)
+        right = saved.reshape(saved.shape[0], 1, t, saved.shape[-1])
         if not self.upright():
             left, right = right, left
         beside = (self.part.start, self.part.shape[0] - self.part.stop)
@@ -178,10 +181,11 @@ class Convolution(Factored):
     def factors(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         rows, image = (saved, delta) if self.transposed else (delta, saved)
         space = len(self.stride)
-        b, size = rows.shape[0], rows.shape[-space:]
+        b, size, t = rows.shape[0], rows.shape[-space:], self.positions(saved, delta)
+        within = math.prod(rows.shape[1 : -space - 1])
         # (samples, batch within a sample, groups, channels, space)
         rows = rows.reshape(
-            b, -1, self.groups, rows.shape[-space - 1] // self.groups, *size
+            b, within, self.groups, rows.shape[-space - 1] // self.groups, *size
         )
         image = F.pad(image, [p for pair in reversed(self.padding) for p in pair])
         for i, (s, d) in enumerate(zip(self.stride, self.dilation, strict=True)):
@@ -190,12 +194,14 @@ class Convolution(Factored):
                 dim - 1, 0, size[i]
             )
         channels = image.shape[-2 * space - 1] // self.groups
-        image = image.reshape(b, -1, self.groups, channels, *image.shape[-2 * space :])
+        image = image.reshape(
+            b, within, self.groups, channels, *image.shape[-2 * space :]
+        )
         left = rows.movedim(3, -1).movedim(2, 1)
         # Positions first, then channel and kernel, as in the memory of the weight.
         right = image.movedim(3, -space - 1).movedim(2, 1)
         g, m, n = self.blocks()
-        return left.reshape(b, g, -1, m), right.reshape(b, g, -1, n)
+        return left.reshape(b, g, t, m), right.reshape(b, g, t, n)
 
 
 @final
@@ -232,8 +238,8 @@ class Lookup(Factored):
 
     def rows(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that are read, ``(samples, 1, t)``, and the gradients there."""
-        ids = saved.reshape(saved.shape[0], 1, -1)
-        right = delta.reshape(*ids.shape, -1)
+        ids = saved.reshape(saved.shape[0], 1, self.positions(saved, delta))
+        right = delta.reshape(*ids.shape, delta.shape[-1])
         return ids, torch.where((ids == self.padding)[..., None], 0.0, right)
 
 
@@ -256,7 +262,7 @@ class Elementwise(Use):
     def dense(
         self, saved: Tensor, delta: Tensor, blocks: Blocks, rows: slice
     ) -> Tensor:
-        return self.value(saved, delta).reshape(-1, *blocks)[:, :, rows]
+        return self.value(saved, delta).reshape(delta.shape[0], *blocks)[:, :, rows]
 
     def total(self, saved: Tensor, delta: Tensor) -> Tensor:
         return self.value(saved, delta).sum(0)
