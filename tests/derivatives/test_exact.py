@@ -1,8 +1,7 @@
-"""``exact``: against mpmath in every nesting, and against torch in value."""
+"""``exact``: the derivatives, against mpmath in every nesting."""
 
 from __future__ import annotations
 
-import copy
 import operator
 import warnings
 
@@ -16,7 +15,9 @@ from pureopt.derivatives import exact, exact_ops
 from pureopt.derivatives._exactness._bodies import BODIES
 from pureopt.derivatives._exactness._scope import REPLACEMENTS
 from pureopt.derivatives._exactness._vector_norms import REMEMBERED
-from tests.derivatives.exact_cases import CASES, differentiated, walk, words
+from tests.derivatives.exact_calls import CALLS, SDPA, V, X
+from tests.derivatives.exact_cases import CASES, differentiated, words
+from tests.derivatives.exact_oracles import walk
 from tests.derivatives.row import randn
 
 ZERO = torch.zeros((), dtype=torch.float64)
@@ -53,9 +54,6 @@ def test_the_third_derivative_of_the_documented_layer_norm(word):
     assert differentiated(f, word)(t).item() == pytest.approx(-1.68768, abs=5e-6)
     assert differentiated(f, word + "R")(t).item() == pytest.approx(-5.20, abs=5e-3)
 
-
-X = randn(3, 3) + 3 * torch.eye(3, dtype=torch.float64)
-V = randn(3, seed=1)
 
 # Spellings of one function, each of a 3 x 3 matrix.
 SPELLINGS = {
@@ -133,138 +131,6 @@ def test_each_function_of_python_that_calls_one_of_them_is_entered():
         assert not names.intersection(code.co_names), f.__name__
 
 
-SDPA = F.scaled_dot_product_attention
-MASK = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 1]]).bool()
-Q = randn(2, 4, 3, 8)
-INDEX = torch.tensor([[0, 2, 0], [1, 1, 2]])
-LABELS = torch.tensor([[0, -1, 1], [1, 2, -1], [2, 0, 1]])
-
-# Calls with other arguments than those of the cases.
-CALLS = {
-    "layer norm, affine": lambda x: F.layer_norm(x, (3, 3), x, x.mT, 0.1),
-    "batch norm, affine": lambda x: F.batch_norm(
-        x, V.to(x), V.to(x) ** 2, V.to(x), V.to(x)
-    ),
-    "instance norm": lambda x: F.instance_norm(
-        x.unsqueeze(0), weight=V.to(x), bias=V.to(x)
-    ),
-    "det of a batch": lambda x: torch.det(torch.stack([x, x.mT, x * 2])),
-    "det of nothing": lambda x: torch.det(x[:0, :0]),
-    "det of a permutation": lambda x: torch.det(torch.eye(3, dtype=x.dtype)[[1, 2, 0]]),
-    "det of a swap": lambda x: torch.det(torch.eye(3, dtype=x.dtype)[[1, 0, 2]]),
-    "sign of slogdet": lambda x: torch.slogdet(-x)[0],
-    "logdet of a negative": lambda x: torch.logdet(-x),
-    "slogdet of a singular": lambda x: torch.slogdet(x * 0)[1],
-    "solve a batch of vectors": lambda x: torch.linalg.solve(
-        torch.stack([x, x.mT]), x[:2]
-    ),
-    "solve from the right": lambda x: torch.linalg.solve(x, x.mT, left=False),
-    "tensorsolve, dims": lambda x: torch.linalg.tensorsolve(
-        torch.stack([x, 2 * x.mT, x + 1], 1).reshape(3, 3, 3)[:, 0], V.to(x), dims=(0,)
-    ),
-    "ormqr, transposed": lambda x: torch.ormqr(x[:, :2], V[:2].to(x), x, False, True),
-    "cholesky solve, upper": lambda x: torch.cholesky_solve(x, x, upper=True),
-    "cholesky inverse, upper": lambda x: torch.cholesky_inverse(x, upper=True),
-    "triangular solve": lambda x: torch.triangular_solve(x, x, True, True, True)[0],
-    "prod over a dim": lambda x: x.prod(1, keepdim=True),
-    "prod of nothing": lambda x: x[:, :0].prod(1),
-    "prod of integers": lambda x: x.long().prod(),
-    "cumprod": lambda x: torch.cumprod(x, -1),
-    "logcumsumexp of -inf": lambda x: torch.cat([x * 0 - torch.inf, x]).logcumsumexp(0),
-    "logaddexp of infinities": lambda x: torch.logaddexp(
-        x.new_tensor([-torch.inf, torch.inf, torch.inf, 1.0, torch.nan]),
-        x.new_tensor([-torch.inf, -torch.inf, torch.inf, torch.inf, 1.0]),
-    ),
-    "scatter_reduce": lambda x: x.scatter_reduce(0, INDEX, x, "prod"),
-    "scatter_reduce, alone": lambda x: x.scatter_reduce(
-        1, INDEX[:, :2], x, "prod", include_self=False
-    ),
-    "scatter_reduce, mean": lambda x: x.scatter_reduce(0, INDEX, x, "mean"),
-    "index_reduce": lambda x: x.index_reduce(
-        1, INDEX[0], x, "prod", include_self=False
-    ),
-    "index_reduce, amax": lambda x: x.index_reduce(0, INDEX[0], x, "amax"),
-    "norm, p": lambda x: torch.norm(x, 3, dim=0, keepdim=True),
-    "norm, nuclear": lambda x: torch.norm(x, "nuc"),
-    "norm, infinite": lambda x: torch.linalg.norm(x, torch.inf),
-    "norm, dims": lambda x: torch.linalg.norm(x, dim=1),
-    "norm, 0": lambda x: torch.linalg.vector_norm(x.relu(), 0),
-    "norm, -2": lambda x: torch.linalg.vector_norm(x, -2, dim=(0, 1)),
-    "norm, -1 with a zero": lambda x: torch.linalg.vector_norm(x * MASK, -1, dim=1),
-    "norm, half": lambda x: torch.linalg.vector_norm(x, 0.5),
-    "norm, dtype": lambda x: torch.linalg.vector_norm(x, dtype=torch.float64).to(
-        x.dtype
-    ),
-    "norm, complex": lambda x: torch.linalg.vector_norm(torch.complex(x, x.mT), 2),
-    "std, biased": lambda x: x.std(0, unbiased=False, keepdim=True),
-    "std, corrected": lambda x: torch.std(x, (0, 1), correction=2),
-    "even power": lambda x: x.norm(dim=0) ** 4,
-    "odd power": lambda x: x.norm(dim=0) ** 3,
-    "normalize": lambda x: F.normalize(x * MASK, 1.5, dim=1),
-    "cosine similarity of zero": lambda x: F.cosine_similarity(x * MASK, x),
-    "cdist": lambda x: torch.cdist(x, x.mT, p=1.0),
-    "pdist": lambda x: F.pdist(x, 3.0),
-    "pairwise distance": lambda x: F.pairwise_distance(x, x.mT, 2, keepdim=True),
-    "renorm": lambda x: torch.renorm(x, 1, 1, 2.0),
-    "triplet, swapped": lambda x: F.triplet_margin_loss(
-        x, x.mT, -x, swap=True, reduction="none"
-    ),
-    "mse, weighted": lambda x: F.mse_loss(x, x.mT * 2, weight=x * x),
-    "huber": lambda x: F.huber_loss(x, x.mT, reduction="sum", delta=0.3),
-    "huber, weighted": lambda x: F.huber_loss(x, x.mT, weight=x * x),
-    "soft margin": lambda x: F.soft_margin_loss(x, x.mT.sign(), reduction="none"),
-    "cross entropy at the ends": lambda x: F.binary_cross_entropy(
-        (x > 1).to(x), (x.mT > 1).to(x), weight=x * x
-    ),
-    "cross entropy of logits": lambda x: F.binary_cross_entropy_with_logits(
-        30 * x, x.mT.sigmoid(), x * x, pos_weight=V.to(x) ** 2, reduction="none"
-    ),
-    "multi margin": lambda x: F.multi_margin_loss(
-        x, INDEX[0], p=2, weight=V.to(x) ** 2, reduction="none"
-    ),
-    "multilabel margin": lambda x: F.multilabel_margin_loss(
-        x, LABELS, reduction="none"
-    ),
-    "hardsigmoid": lambda x: F.hardsigmoid(3 * x),
-    "glu": lambda x: F.glu(x[:2], dim=0),
-    "copysign of zero": lambda x: torch.copysign(x, -0.0),
-    "polar": lambda x: torch.view_as_real(torch.polar(x, x.mT)),
-    "attention": lambda x: SDPA(Q.to(x), Q.to(x), Q.to(x), scale=0.3),
-    "attention, masked": lambda x: SDPA(Q.to(x), Q.to(x), Q.to(x), MASK),
-    "attention, biased": lambda x: SDPA(Q.to(x), Q.to(x), Q.to(x), MASK.to(x).log()),
-    "attention, causal": lambda x: SDPA(Q.to(x), Q.to(x), Q.to(x), is_causal=True),
-    "attention, both": lambda x: SDPA(Q.to(x), Q.to(x), Q.to(x), x, is_causal=True),
-    "attention, groups": lambda x: SDPA(
-        Q.to(x), Q[:, :2].to(x), Q[:, 2:].to(x), enable_gqa=True
-    ),
-    "unflatten": lambda x: x.unflatten(0, (3, 1)),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.filterwarnings("ignore:index_reduce")
-def test_the_value_is_that_of_torch(name, dtype):
-    x = X.to(dtype)
-    got, expected = exact(CALLS[name])(x), CALLS[name](x)
-    # Other orders of the same sums: at most some hundred roundings of a condition near 10.
-    eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(
-        got, expected, rtol=300 * eps, atol=300 * eps, equal_nan=True
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    "name", ["layer norm, affine", "norm, dims", "norm, p", "attention, masked"]
-)
-def test_half_precision_is_rounded_once(name, dtype):
-    got, expected = exact(CALLS[name])(X.to(dtype)), CALLS[name](X.to(dtype))
-    # Both compute in float32, and torch rounds after the affine map once more.
-    eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(got, expected, rtol=3 * eps, atol=3 * eps)
-
-
 def four_hessians(f, x):
     f = exact(f)
     return [a(b(f))(x) for a in (jacfwd, jacrev) for b in (jacfwd, grad)]
@@ -309,24 +175,6 @@ def test_the_hessian_of_an_encoder_layer_is_one(train):
     for other in others:
         # Layer norm divides by deviations near 0.1: 1e3 roundings.
         torch.testing.assert_close(other, first, rtol=1e-10, atol=1e-11)
-
-
-MODULES = {
-    "BatchNorm2d": torch.nn.BatchNorm2d(3),
-    "BatchNorm1d": torch.nn.BatchNorm1d(3, momentum=None),
-    "InstanceNorm2d": torch.nn.InstanceNorm2d(3, affine=True, track_running_stats=True),
-}
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_running_statistics_move_as_they_do_in_torch(name):
-    theirs, ours = (copy.deepcopy(MODULES[name]).double() for _ in range(2))
-    x = randn(4, 3, 2, 2) if "2d" in name else randn(4, 3)
-    for _ in range(2):
-        torch.testing.assert_close(exact(ours)(x), theirs(x))
-        for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
-            assert torch.equal(a, b)
-    torch.testing.assert_close(exact(ours.eval())(x), theirs.eval()(x))
 
 
 def test_running_statistics_move_inside_a_transform():
@@ -453,21 +301,6 @@ def test_scopes_nest():
     f = exact(exact(lambda x: torch.linalg.det(x) + x.norm() ** 2))
     expected = jacfwd(grad(exact(lambda x: torch.linalg.det(x) + (x * x).sum())))(X)
     torch.testing.assert_close(jacfwd(jacfwd(f))(X), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_a_function_with_out_is_that_of_torch():
-    out = torch.empty((), dtype=torch.float64)
-    got = exact(lambda x: torch.linalg.vector_norm(x, out=out))(V)
-    assert got is out
-    assert torch.equal(out, torch.linalg.vector_norm(V))
-
-
-def test_a_singular_system_raises_as_in_torch():
-    with pytest.raises(RuntimeError, match="is zero"):
-        exact(torch.linalg.solve)(torch.zeros(2, 2), torch.ones(2))
-    result, info = exact(torch.linalg.solve_ex)(torch.zeros(2, 2), torch.ones(2))
-    assert info == 1
-    assert not result.isfinite().all()
 
 
 @pytest.mark.compile

@@ -780,3 +780,16 @@ def test_a_loss_that_does_something_else_each_time_is_refused():
 
     with pytest.raises(po.DerivativeError, match="same operations each time"):
         D.per_sample_grad_norms(loss)({"w": randn(3), "v": randn(3)}, randn(B, 3))
+
+
+def test_a_loss_may_store_in_its_tree():
+    def loss(p, x):
+        p["w"] = 2 * p["w"]
+        return (p["w"] * x).sum() ** 3
+
+    params, x = {"w": torch.ones(2)}, torch.ones(3, 2)
+    grads = po.derivatives.per_sample_grads(loss)(params, x)["w"]
+    assert grads.tolist() == [[96, 96]] * 3  # 3 * 4 ** 2 * 2
+    assert params["w"].tolist() == [1, 1]
+    norms = po.derivatives.per_sample_grad_norms(loss)(params, x)
+    torch.testing.assert_close(norms, grads.norm(dim=1))

@@ -223,3 +223,14 @@ def test_compiled_per_sample_and_of_second_order_it_is_eager():
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     # The same operations, perhaps in another order.
     torch.testing.assert_close(compiled(x), f(x), rtol=1e-13, atol=0)
+
+
+def test_a_function_that_stores_in_its_tree_does_not_reach_the_callers():
+    params = {"w": torch.ones(2)}
+
+    def f(p):
+        p["w"] = tap(2 * p["w"], "twice")
+        return (p["w"] ** 2).sum()
+
+    assert grad_at(f, "twice")(params)["twice"].tolist() == [4, 4]
+    assert params["w"].tolist() == [1, 1]

@@ -240,7 +240,9 @@ def test_taylor_mode_does_not_nest_and_forward_and_reverse_mode_go_around_it():
     refused = r"`nth_derivative\(.*only pass .* inside of `nth_.* `torch.func.grad` or"
     with pytest.raises(po.DerivativeError, match=refused):
         nth_derivative(inner, 1)(t)
-    with pytest.raises(po.DerivativeError, match=r"`lap.*inside of `lap.*`bilaplacian`"):
+    with pytest.raises(
+        po.DerivativeError, match=r"`lap.*inside of `lap.*`bilaplacian`"
+    ):
         laplacian(lambda y: laplacian(lambda x: torch.sin(y * x))(x))(t)
     # d/dt (t cos(t x)), in some ten roundings; the errors have left nothing behind.
     truth = torch.cos(t * x) - t * x * torch.sin(t * x)

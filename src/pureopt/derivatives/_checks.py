@@ -72,16 +72,16 @@ def _versions(args: Sequence[Any]) -> list[int]:
 def scalar_function(where: str, f: Callable[..., Any]) -> Callable[..., Tensor]:
     """``f`` under :func:`exact`; its value must be a 0-d floating tensor."""
     exactly = exact(f)
-    return lambda *args: scalar(where, exactly(*_renewed(args)))
+    return lambda *args: scalar(where, exactly(*renewed(args)))
 
 
 def tensor_function(where: str, f: Callable[..., Any]) -> Callable[..., Any]:
     """``f`` under :func:`exact`; its value must be a tree of floating tensors."""
     exactly = exact(f)
-    return lambda *args: tensors(where, exactly(*_renewed(args)))
+    return lambda *args: tensors(where, exactly(*renewed(args)))
 
 
-def _renewed(trees: tuple[Any, ...]) -> tuple[Any, ...]:
+def renewed(trees: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same leaves in containers of their own.
 
     Torch takes the leaves to differentiate by from the tree after the call: for those

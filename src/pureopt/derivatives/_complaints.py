@@ -28,10 +28,13 @@ WRITES = (_RULE, "one that writes in place to its input", _FRESH)
 _CLUES: tuple[tuple[str, str, str], ...] = (
     (
         r"pureopt\.derivatives\._jets\._jet\.Jet",
-        "one that calls a transform of `torch.func` on a power series",
         (
-            "Take that derivative from a jet of higher order, or nest `torch.func.jvp` "
-            "and `torch.func.grad` under `exact`."
+            "one that passes a power series to a transform of `torch.func`, or to a "
+            "library that takes tensors only"
+        ),
+        (
+            "Take a derivative from a jet of higher order, or nest `torch.func.jvp` and "
+            "`torch.func.grad` under `exact`; write the rest with functions of torch."
         ),
     ),
     (r"leaf Variable that requires grad is being used in an in-place", *WRITES[1:]),

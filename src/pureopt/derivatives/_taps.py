@@ -142,7 +142,7 @@ def grad_at(
     def run(scope: _Scope, *args: Any) -> Tensor:
         _SCOPES.stack.append(scope)
         try:
-            value = f(*args)
+            value = f(*_checks.renewed(args))
         finally:
             _SCOPES.stack.pop()
         return _checks.scalar(where, value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -69,6 +72,15 @@ def slogdet(A: Float[Tensor, "*batch n n"]) -> tuple[Tensor, Tensor]:
     return RESULTS.linalg_slogdet((sign, pivot.abs().log().sum(-1)))
 
 
+def _named_input(f: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """What is ``A`` in ``torch.linalg`` is ``input`` in ``torch``."""
+
+    def named(input: Tensor) -> Any:  # noqa: A002
+        return f(input)
+
+    return named
+
+
 def logdet(input: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:  # noqa: A002
     """``torch.logdet``: NaN where the determinant is negative."""
     sign, log_abs_det = slogdet(input)
@@ -78,8 +90,7 @@ def logdet(input: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:  # no
 DETERMINANTS: Table = {
     **dict.fromkeys((torch.linalg.det, torch.Tensor.det), det),
     **dict.fromkeys((torch.linalg.slogdet, torch.Tensor.slogdet), slogdet),
-    # The same under the name that the argument has in `torch`.
-    torch.det: lambda input: det(input),  # noqa: A006
-    torch.slogdet: lambda input: slogdet(input),  # noqa: A006
+    torch.det: _named_input(det),
+    torch.slogdet: _named_input(slogdet),
     **dict.fromkeys((torch.logdet, torch.Tensor.logdet), logdet),
 }

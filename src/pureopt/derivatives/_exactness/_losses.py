@@ -87,7 +87,7 @@ def multi_margin_loss(
     reduction: int = 0,
 ) -> Tensor:
     """``F.multi_margin_loss``."""
-    if not input.shape[-1] or target.dim() > 1 or target.dtype != torch.int64:
+    if not input.numel() or target.dim() > 1 or target.dtype != torch.int64:
         return KERNELS.multi_margin_loss(input, target)  # which refuses it
     x = input.reshape(*target.shape, -1)
     classes = torch.arange(x.shape[-1], device=x.device)

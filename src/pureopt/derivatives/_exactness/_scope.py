@@ -46,6 +46,18 @@ REPLACEMENTS: Table = {
 # What torch also calls some arguments.
 _NUMPY = {"axis": "dim", "keepdims": "keepdim"}
 
+# The functions that write to their first argument: `__setitem__`, `__ipow__`, `add_`. A
+# dict, because the compiler cannot look for them in a set.
+WRITES = dict.fromkeys(
+    getattr(owner, name)
+    for name in dir(torch.Tensor)
+    if name == "__setitem__"
+    or (name.startswith("__i") and hasattr(torch.Tensor, "__" + name[3:]))
+    or (name.endswith("_") and not name.endswith("__"))
+    for owner in (torch.Tensor, torch)
+    if hasattr(owner, name)
+)
+
 # Methods of tensors that are written in Python: the compiler finds them by identity, not
 # in a dict. `Tensor.unflatten` calls `super`, which a mode that is traced cannot.
 _NORM = torch.Tensor.norm
@@ -67,7 +79,7 @@ class _Exact(TorchFunctionMode):
         if named.get("out") is not None:  # torch's own, which refuses to differentiate
             REMEMBERED.forget(named["out"])
             return func(*args, **named)
-        if named.get("inplace") or _writes(func.__name__):
+        if named.get("inplace") or func in WRITES:
             REMEMBERED.forget(args[0])
         body = BODIES.get(func)
         if body is not None:
@@ -83,13 +95,6 @@ class _Exact(TorchFunctionMode):
         if composition is None:
             return func(*args, **named)
         return composition(*args, **{_NUMPY.get(k, k): v for k, v in named.items()})
-
-
-def _writes(name: str) -> bool:
-    """Whether a function of this name writes to its first argument."""
-    if name.endswith("__"):
-        return name == "__setitem__" or name.startswith("__i")
-    return name.endswith("_")
 
 
 @contextmanager

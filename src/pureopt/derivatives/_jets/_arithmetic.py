@@ -179,18 +179,32 @@ def rsqrt(x: Jet) -> Jet:
     return power(x, -0.5)
 
 
-@rule("pow", "float_power", "__pow__")
+@rule("pow", "__pow__")
 def pow_(input: Any, exponent: Any) -> Jet:  # noqa: A002
     if isinstance(exponent, Jet):
-        if not isinstance(input, Jet):
-            base = input if isinstance(input, Tensor) else lift(exponent, input).value
-            return torch.exp(exponent * base.log())
-        return torch.exp(exponent * torch.log(input))
+        return _exponential(input, exponent)
     if isinstance(exponent, Tensor):
         return _tensor_power(input, exponent)
     if float(exponent).is_integer() and exponent >= 0:
         return whole_power(input, int(exponent))
     return sqrt(input) if exponent == 0.5 else power(input, float(exponent))  # noqa: PLR2004
+
+
+@rule("float_power")
+def float_power(input: Any, exponent: Any) -> Jet:  # noqa: A002
+    """The power in double precision."""
+    base, p = (
+        v.double() if isinstance(v, Jet | Tensor) else v for v in (input, exponent)
+    )
+    return pow_(base, p)
+
+
+def _exponential(base: Any, p: Jet) -> Jet:
+    """``base`` to a power that varies; all derivatives of powers of the number 0 are 0."""
+    a = lift(p, base)
+    safe = a if isinstance(base, Jet) else torch.where(a.value == 0, 1.0, a)
+    y = torch.exp(p * torch.log(safe))
+    return like(p, torch.pow(a.value, p.value), y.terms)
 
 
 @rule("__rpow__")
@@ -247,7 +261,7 @@ def _tensor_power(x: Jet, p: Tensor) -> Jet:
 @rule("abs", "absolute", "__abs__")
 def abs_(x: Jet) -> Jet:
     if x.dtype.is_complex:
-        return root_of(squares(x), x.dtype.to_real())
+        return root_of(squares(x), x.value.real.dtype)
     sign = torch.sign(x.value)
     return linear(lambda u: u * sign, x)
 

@@ -1,7 +1,7 @@
 """Rules of complex numbers: made of parts, their phases, and Fourier transforms."""
 
 # The stubs of torch do not know that a jet may stand in for a tensor.
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportReturnType=false
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from pureopt.derivatives._jets._algebra import (
 from pureopt.derivatives._jets._arithmetic import quotient, square, square_at
 from pureopt.derivatives._jets._jet import Coefficient, Jet
 from pureopt.derivatives._jets._register import rule, univariate_rule
+from pureopt.derivatives._jets._shapes import value_of
 
 
 @univariate_rule("exp")
@@ -35,7 +36,7 @@ def exp(x: Jet) -> Jet:
 
 @univariate_rule("exp2")
 def exp2(x: Jet) -> Jet:
-    return exp(x * math.log(2))
+    return like(x, x.value.exp2(), exp(x * math.log(2)).coefficients)
 
 
 @univariate_rule("expm1")
@@ -132,7 +133,7 @@ def logit(x: Jet, eps: float | None = None) -> Jet:
 
 @rule("xlogy")
 def xlogy(input: Any, other: Any) -> Jet:  # noqa: A002
-    r"""``input * log(other)``, and 0 where ``input`` is 0."""
-    zero = (input.value if isinstance(input, Jet) else torch.as_tensor(input)) == 0
-    safe = torch.where(zero, torch.ones_like(other), other)
-    return input * torch.log(safe)
+    r"""``input * log(other)``; 0 where ``input`` is, also beside an infinite logarithm."""
+    x, y = value_of(input), value_of(other)
+    end = torch.as_tensor((x == 0) & ((y <= 0) | (y == math.inf)))
+    return input * torch.log(torch.where(end, 1.0, other))

@@ -32,7 +32,10 @@ linear_in_first(
 def _scattering(op: Callable[..., Any]) -> Callable[..., Any]:
     """Linear in the tensor written to and the tensor that is written, together."""
 
-    def scatter(x: Any, dim: int, index: Any, source: Any, **kwargs: Any) -> Any:
+    def scatter(
+        x: Any, dim: int, index: Any, source: Any = None, src: Any = None, **kwargs: Any
+    ) -> Any:
+        source = src if source is None else source
         first = x if isinstance(x, Jet) else source
         return linear(
             lambda a, b: op(a, dim, index, b, **kwargs),

@@ -58,18 +58,18 @@ def clamp_max(input: Any, max: Any) -> Any:  # noqa: A002
 def maximum(input: Any, other: Any) -> Jet:  # noqa: A002
     """The mean of both where they are equal."""
     a, b = _sides(input, other)
-    share = torch.where(a.value == b.value, 0.5, (a.value > b.value).to(a.dtype))
-    return _mixed(a, b, share, torch.maximum(a.value, b.value))
+    # Not a weighted sum: the other side may be infinite, as `log(x)` is at zero.
+    first, equal = a.value > b.value, a.value == b.value
+    y = linear(
+        lambda c, d: torch.where(equal, (c + d) / 2, torch.where(first, c, d)), a, b
+    )
+    return like(a, torch.maximum(a.value, b.value), y.terms)
 
 
 @rule("minimum")
 def minimum(input: Any, other: Any) -> Jet:  # noqa: A002
-    return -maximum(-_sides(input, other)[0], -_sides(input, other)[1])
-
-
-def _mixed(a: Jet, b: Jet, share: Tensor, value: Tensor) -> Jet:
-    y = linear(lambda c, d: c * share + d * (1 - share), a, b)
-    return like(a, value, y.terms)
+    a, b = _sides(input, other)
+    return -maximum(-a, -b)
 
 
 @rule("fmax")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pureopt.derivatives._jets._algebra import bilinear, constant, lift, linear, product
+from pureopt._errors import DerivativeError
+from pureopt.derivatives._jets._algebra import bilinear, linear
 from pureopt.derivatives._jets._jet import RULES, Jet
 from pureopt.derivatives._jets._register import rule, spellings
 from pureopt.derivatives._jets._shapes import value_of
@@ -29,17 +30,44 @@ def multiply(f: Callable[[Tensor, Tensor], Tensor], a: Any, b: Any) -> Any:
 
 
 def _bilinear_rule(op: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
-        return multiply(lambda x, y: op(x, y, *args, **kwargs), a, b)
+    def apply(input: Any, other: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
+        return multiply(lambda x, y: op(x, y, *args, **kwargs), input, other)
 
     return apply
 
 
 for _op in spellings(
-    "matmul", "__matmul__", "mm", "bmm", "mv", "dot", "vdot", "inner", "outer", "ger",
+    "matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "outer", "ger",
     "kron", "tensordot", "vecdot", "linalg.vecdot", "cross", "linalg.cross",
 ):  # fmt: skip
     RULES[_op] = _bilinear_rule(_op)
+
+
+def _matmul_method(input: Any, other: Any) -> Any:  # noqa: A002
+    """The compiler of torch 2.13 shows ``jet @ tensor`` as ``tensor.matmul(jet)``."""
+    if torch.compiler.is_compiling() and not isinstance(input, Jet):
+        input, other = _ordered(input, other)  # noqa: A001
+    return multiply(torch.matmul, input, other)
+
+
+RULES[Tensor.matmul] = RULES[Tensor.__matmul__] = _matmul_method
+
+
+def _ordered(a: Any, b: Any) -> tuple[Any, Any]:
+    """The operands as they were written, where only one order fits."""
+    forth, back = _fit(a, b), _fit(b, a)
+    if forth and back and not a.ndim == b.ndim == 1:
+        raise DerivativeError(
+            "jet(f=...)",
+            "say which factor is the first, where it is compiled",
+            "`a @ b` of a tensor and a power series, which fit in either order",
+            "Write `torch.matmul(a, b)`.",
+        )
+    return (b, a) if back and not forth else (a, b)
+
+
+def _fit(a: Any, b: Any) -> bool:
+    return a.shape[-1] == b.shape[-1 if b.ndim == 1 else -2]
 
 
 @rule("__rmatmul__")
@@ -146,21 +174,3 @@ for _name, _of in (
 @rule("addbmm")
 def addbmm(input: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:  # noqa: A002
     return input * beta + torch.matmul(a, b).sum(0) * alpha
-
-
-@rule("prod")
-def prod(x: Jet, dim: int | None = None, keepdim: bool = False, **kwargs: Any) -> Jet:
-    """Halves times halves: right at zeros, in a logarithmic number of products."""
-    if dim is None:
-        return prod(torch.reshape(x, (-1,)), 0, **kwargs)
-    if kwargs.get("dtype") is not None:
-        x = x.to(kwargs["dtype"])
-    y = x.movedim(dim, 0)
-    if not y.shape[0]:
-        empty = torch.prod(x.value, dim, keepdim)
-        return constant(x, empty)
-    while y.shape[0] > 1:
-        half = y.shape[0] // 2
-        pairs = product(lift(x, y[:half]), lift(x, y[half : 2 * half]))
-        y = torch.cat([pairs, y[2 * half :]]) if y.shape[0] % 2 else pairs
-    return y.movedim(0, dim) if keepdim else y[0]

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pureopt.derivatives._exactness._numeric import squares
 from pureopt.derivatives._jets._algebra import (
@@ -36,11 +35,12 @@ def _dims(x: Jet, dim: Dims) -> tuple[int, ...]:
     return (dim,) if isinstance(dim, int) else tuple(dim)
 
 
-def _shifted(x: Jet, dims: tuple[int, ...]) -> tuple[Jet, Tensor]:
-    """``x`` less its largest value, which is as good as constant, and that value."""
+def _shifted(x: Jet, dims: tuple[int, ...]) -> Jet:
+    """``x`` less its largest value, which is as good as constant."""
+    if not x.value.numel():
+        return x
     top = x.value.detach().amax(dims, keepdim=True) if dims else x.value.detach()
-    top = torch.where(top.isinf(), 0.0, top)
-    return x - top, top
+    return x - torch.where(top.isinf(), 0.0, top)
 
 
 @rule("softmax", "_softmax")
@@ -53,7 +53,7 @@ def softmax(
     x = input if dtype is None else input.to(dtype)
     if dim is None:
         dim = 0 if x.ndim in {0, 1, 3} else 1
-    e = torch.exp(_shifted(x, (dim,))[0])
+    e = torch.exp(_shifted(x, (dim,)))
     total = linear(lambda c: c.sum(dim, keepdim=True).expand(e.shape), e)
     return quotient(e, total)
 
@@ -85,8 +85,8 @@ def log_softmax(
 @rule("logsumexp")
 def logsumexp(input: Jet, dim: Dims, keepdim: bool = False) -> Jet:  # noqa: A002
     dims = _dims(input, dim)
-    shifted, _ = _shifted(input, dims)
-    y: Any = torch.log(torch.exp(shifted).sum(dims, keepdim=keepdim))
+    total: Any = torch.exp(_shifted(input, dims)).sum(dims, keepdim=keepdim)
+    y: Any = torch.log(total)
     return like(input, torch.logsumexp(input.value, dims, keepdim), y.terms)
 
 

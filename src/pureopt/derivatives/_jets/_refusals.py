@@ -99,10 +99,6 @@ for _name in ("bernoulli", "multinomial", "poisson", "normal"):
             "Draw with `pureopt.random` from a key that is an argument.",
         )
 
-RULES[torch.Tensor.__setitem__] = _refusing(
-    "not write in place", "an assignment to `x[...]`", _FRESH
-)
-
 for _op in (
     torch.autograd.grad,
     torch.autograd.backward,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._jets._algebra import constant, lift, linear
+from pureopt.derivatives._jets._algebra import lift, linear
 from pureopt.derivatives._jets._jet import RULES, Jet
 from pureopt.derivatives._jets._register import linear_in_first, rule, spellings
 
@@ -30,21 +30,19 @@ MOVES = (
     "atleast_1d", "atleast_2d", "atleast_3d",
 )  # fmt: skip
 
-# Piecewise constant: the derivatives are zero wherever they exist.
-STEPS = (
+# Functions of the values alone. Of those that are piecewise constant the derivatives are
+# zero wherever they exist.
+READS = (
     "sign", "floor", "ceil", "round", "trunc", "fix", "heaviside", "zeros_like",
     "ones_like", "empty_like", "full_like",
-)  # fmt: skip
-
-READS = (
     "eq", "ne", "lt", "le", "gt", "ge", "__eq__", "__ne__", "__lt__", "__le__", "__gt__",
     "__ge__", "isnan", "isinf", "isfinite", "isposinf", "isneginf", "signbit",
     "logical_not", "logical_and", "logical_or", "logical_xor", "argmax", "argmin",
     "argsort", "searchsorted", "bucketize", "count_nonzero", "nonzero", "all", "any",
     "is_floating_point", "is_complex", "is_contiguous", "numel", "nelement", "size",
-    "dim", "ndimension", "stride", "detach", "item", "tolist", "allclose", "equal",
+    "dim", "ndimension", "stride", "detach", "allclose", "equal",
     "isclose", "isreal", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full",
-    "new_empty", "new_tensor", "__bool__", "__int__", "__float__", "element_size",
+    "new_empty", "new_tensor", "__bool__", "element_size",
     "get_device", "is_same_size", "result_type", "can_cast", "is_signed", "is_inference",
     "broadcast_shapes", "long", "int", "short", "char", "byte", "bool",
 )  # fmt: skip
@@ -67,13 +65,6 @@ def value_of(arg: Any) -> Any:
     return arg.value if isinstance(arg, Jet) else arg
 
 
-def _step(op: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(x: Jet, *args: Any, **kwargs: Any) -> Jet:
-        return constant(x, op(x.value, *args, **kwargs))
-
-    return apply
-
-
 def _shaped(op: Callable[..., Any]) -> Callable[..., Any]:
     def apply(x: Any, other: Any) -> Any:
         shape = value_of(other)
@@ -91,10 +82,7 @@ for _op in spellings("view_as", "reshape_as", "expand_as"):
 linear_in_first(getattr(Tensor, name).__get__ for name in PROPERTIES)
 for _op in spellings(*READS):
     RULES[_op] = _of_values(_op)
-for _name in ("data",):
-    RULES[getattr(Tensor, _name).__get__] = value_of
-for _op in spellings(*STEPS):
-    RULES[_op] = _step(_op)
+RULES[Tensor.data.__get__] = value_of
 
 
 def _converting(op: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,9 +91,8 @@ def _converting(op: Callable[..., Any]) -> Callable[..., Any]:
     def convert(x: Any, *args: Any, **kwargs: Any) -> Any:
         args = tuple(value_of(arg) for arg in args)
         value = op(value_of(x), *args, **kwargs)
-        if not isinstance(x, Jet) or not (
-            value.is_floating_point() or value.is_complex()
-        ):
+        series = isinstance(x, Jet) and isinstance(value, Tensor)
+        if not series or not (value.is_floating_point() or value.is_complex()):
             return value
         return linear(lambda c: op(c, *args, **kwargs), x)
 
@@ -180,6 +167,13 @@ def where(condition: Any, input: Any, other: Any) -> Any:  # noqa: A002
     return linear(
         lambda a, b: torch.where(mask, a, b), lift(first, input), lift(first, other)
     )
+
+
+def _where_method(input: Any, condition: Any, other: Any) -> Any:  # noqa: A002
+    return where(condition, input, other)
+
+
+RULES[Tensor.where] = _where_method
 
 
 @rule("masked_fill")

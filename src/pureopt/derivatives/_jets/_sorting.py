@@ -88,10 +88,12 @@ def kthvalue(
     return _reduced(input, indices, dim, keepdim)
 
 
-def _median(op: Callable[..., Any]) -> Callable[..., Any]:
+def _median(op: Callable[..., Any], along: int | None = None) -> Callable[..., Any]:
+    """Torch's default is all dimensions for medians, the last for the mode."""
+
     def choose(
         input: Jet,  # noqa: A002
-        dim: int | None = None,
+        dim: int | None = along,
         keepdim: bool = False,
     ) -> Any:
         if dim is None:
@@ -104,13 +106,13 @@ def _median(op: Callable[..., Any]) -> Callable[..., Any]:
 
 rule("median")(_median(torch.median))
 rule("nanmedian")(_median(torch.nanmedian))
-rule("mode")(_median(torch.mode))
+rule("mode")(_median(torch.mode, -1))
 
 
 def _shared(x: Jet, value: Tensor, dims: int | Sequence[int], keepdim: bool) -> Jet:
     """The extreme ``value``, kept in its dimensions: the mean of all that are equal."""
     mask = (x.value == value) | (x.value.isnan() & value.isnan())
-    share = mask / mask.sum(dims, keepdim=True)
+    share = mask.to(x.dtype) / mask.sum(dims, keepdim=True)
     y = linear(
         lambda c: torch.where(mask, c * share, 0.0).sum(dims, keepdim=keepdim), x
     )

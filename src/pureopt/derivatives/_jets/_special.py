@@ -138,8 +138,7 @@ def entr(x: Jet) -> Jet:
 
 @rule("xlog1py")
 def xlog1py(input: Any, other: Any) -> Jet:  # noqa: A002
-    zero = value_of(input) == 0
-    if not isinstance(zero, Tensor):
-        zero = torch.full_like(value_of(other), zero, dtype=torch.bool)
-    safe = torch.where(zero, torch.zeros_like(value_of(other)), other)
-    return input * torch.log1p(safe)
+    """``input * log(1 + other)``, at the ends as ``xlogy``."""
+    x, y = value_of(input), value_of(other)
+    end = torch.as_tensor((x == 0) & ((y <= -1) | (y == math.inf)))
+    return input * torch.log1p(torch.where(end, 0.0, other))

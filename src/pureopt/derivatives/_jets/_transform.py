@@ -46,7 +46,8 @@ def jet(
     ``f`` is called once, with :class:`Jet` in the place of tensors. It may be a module
     under ``functional_call`` or :func:`pureopt.functionalize`, may close over parameters,
     and the result may be differentiated with ``grad``, mapped with ``vmap`` and compiled.
-    Coefficients that are known to be zero cost nothing.
+    Coefficients that are known to be zero cost nothing. Of a ``torch.autograd.Function``
+    the ``forward`` is differentiated as any code is; its ``backward`` is not asked.
 
     Taylor mode does not nest: a second variable takes ``torch.func.grad`` or
     ``torch.func.jvp`` around it, as in ``grad(lambda t: jet(lambda x: u(t, x), ...))``.
@@ -166,5 +167,6 @@ def coefficient_at(y: Jet | Tensor, k: int) -> Tensor:
     """The coefficient of order ``k`` of an output; zeros where it is constant."""
     term = y.coefficient(k) if isinstance(y, Jet) else None
     if term is not None:
-        return term.clone()
+        # A sum with a constant of a wider dtype leaves the coefficients as they are.
+        return term.to(y.dtype, copy=True)
     return torch.zeros_like(y.value if isinstance(y, Jet) else y)

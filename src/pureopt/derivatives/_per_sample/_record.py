@@ -123,7 +123,7 @@ class Scope:
         self.saved.append(value)
         if self.zero is not None:
             empty = value.unsqueeze(-1).narrow(-1, 0, 0)
-            self.watched.append((empty * self.zero).sum())
+            self.watched.append((empty * self.zero.to(value.device)).sum())
         return len(self.saved) - 1
 
     def value(self, tensor: Any) -> Any:
@@ -346,7 +346,9 @@ def record(
                     "do the same operations each time it is called",
                     f"{len(plan.uses)} uses of parameters, then {len(scope.uses)}",
                 )
-            return sum(scope.watched, _checks.scalar(where, value)), scope.saved
+            value = _checks.scalar(where, value)
+            nothing = (watched.to(value.device) for watched in scope.watched)
+            return sum(nothing, value), scope.saved
 
         values, saved = vmap(one)(taps, *batch)
         return values.sum(), saved
