@@ -22,6 +22,7 @@ from tests.derivatives.exact_oracles import (
     attention,
     cosine,
     cross_entropy,
+    damped_cosine,
     flat,
     gram_inverse,
     huber,
@@ -305,18 +306,6 @@ CASES = [
         (3, 2),
         lambda x: torch.cdist(x[:2], x[2:]),
         lambda x: [p_norm(minus(x[0], x[2])), p_norm(minus(x[1], x[2]))],
-    ),
-    Case(
-        "pdist",
-        (3, 2),
-        F.pdist,
-        lambda x: [p_norm(minus(x[i], x[j])) for i, j in ((0, 1), (0, 2), (1, 2))],
-    ),
-    Case(
-        "pairwise_distance",
-        (2, 3),
-        lambda x: F.pairwise_distance(x[0], x[1], eps=0.0),
-        lambda x: [p_norm(minus(*x))],
     ),
     Case(
         "renorm",

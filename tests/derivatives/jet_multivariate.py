@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -167,6 +168,8 @@ MULTIVARIATE = [
     row("kthvalue", lambda x: x.kthvalue(2).values.exp()),
     row("median", lambda x: x.median() * x.median(0)[0]),
     row("max-dim", lambda x: x.max(-1)[0].pow(2)),
+    row("mode", lambda x: torch.mode(x.repeat(1, 2)).values.exp()),
+    row("amax-of-three-equal", lambda x: (x.sum() * torch.ones(3).to(x)).amax().exp()),
     row("max-all", lambda x: x.max() * x.min()),
     row("max-two", lambda x: torch.max(x[0], x[1]).exp()),
     row("amax", lambda x: x.amax((0, 1)).exp() + torch.amin(x, 0)),
@@ -204,6 +207,35 @@ MULTIVARIATE = [
     ),
     row("instance-norm", F.instance_norm, (1, 2, 4)),
     row("local-response-norm", lambda x: F.local_response_norm(x, 2, 0.5), (1, 3, 2)),
+    # Products.
+    row("matmul", lambda x: torch.matmul(x, x.sin().mT), compiled=True),
+    row(
+        "matmul-operator-compiled",
+        lambda x: (x.exp() @ given(3, 4, like=x)).mT @ given(2, like=x),
+        compiled=True,
+    ),
+    row(
+        "einsum",
+        lambda x: torch.einsum("ij,kj,kl->il", x, x.exp(), given(2, 3, like=x)),
+    ),
+    row("einsum-diagonal", lambda x: torch.einsum("ii,ij,j", x, x, x[0]), (3, 3)),
+    row(
+        "bilinear",
+        lambda x: F.bilinear(x, x.sin(), given(2, 3, 3, like=x), x[0, :2]),
+        twin=lambda x: (
+            torch.einsum("bi,oij,bj->bo", x, given(2, 3, 3, like=x), x.sin()) + x[0, :2]
+        ),
+    ),
+    row("addmm", lambda x: torch.addmm(x[:, :2], x, x.mT, beta=2, alpha=0.5)),
+    row("conv", lambda x: F.conv1d(x[None], x[None, :, :2].exp(), x[0, :1])),
+    row(
+        "conv-transpose", lambda x: F.conv_transpose1d(x.exp(), given(2, 2, 2, like=x))
+    ),
+    row("cross", lambda x: torch.linalg.cross(x[0], x[1])),
+    row("lerp", lambda x: torch.lerp(x, x[0].exp(), x[1, 1])),
+    row("hypot", lambda x: torch.hypot(x[0], x[1])),
+    row("atan2", lambda x: torch.atan2(x, positive(x[0]))),
+    row("power-of-jets", lambda x: positive(x) ** x[0]),
     # Attention.
     row(
         "attention",
@@ -419,6 +451,20 @@ MULTIVARIATE = [
         "scatter-reduce",
         lambda x: x.scatter_reduce(1, LABELS[:, None], x.exp(), "prod"),
     ),
+    row("where-method", lambda x: x.exp().where(x > 0, 0.0)),
+    row(
+        "constant-index", lambda x: x[torch.zeros_like(x[:, 0], dtype=torch.long)] ** 2
+    ),
+    row(
+        "scatter-add",
+        lambda x: x.exp().scatter_add(1, index=LABELS[:, None], src=x[:, 1:2].sin()),
+    ),
+    row("numpys-names", lambda x: x.var(axis=0, keepdims=True) * x.softmax(axis=-1)),
+    row(
+        "named-argument",
+        lambda x: torch.exp(input=x) * torch.reshape(input=x, shape=(2, 3)),
+    ),
+    row("scalars-of-numpy", lambda x: np.sqrt(2.0) * x**2 - np.float64(3.0) / x.exp()),
     row("embedding", lambda x: F.embedding(LABELS, x.pow(2))),
     row("to-and-back", lambda x: x.pow(2).double().to(x.dtype) * x.long()),
     row("broadcast-ranks", lambda x: x.pow(2) * x[0] + x[0, 0] - x.unsqueeze(0).exp()),

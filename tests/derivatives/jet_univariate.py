@@ -41,7 +41,70 @@ def _expm1_below(alpha, scale=1.0, inner=1.0):
 
 SELU = 1.6732632423543772, 1.0507009873554805
 
+ROOTS = (0.2, 1.0, 1.7)
+INSIDE = (-0.9, -0.1, 0.0, 0.5)
+
 UNIVARIATE = [
+    Univariate("exp", torch.exp, mpmath.exp, (-30.0, 0.0, 1.7)),
+    Univariate("exp2", torch.exp2, lambda x: mp.mpf(2) ** x, (-30.0, 0.0, 10.0)),
+    Univariate("expm1", torch.expm1, mpmath.expm1, (-30.0, 1e-9, 1.7)),
+    Univariate("log", torch.log, mpmath.log, (1e-3, 1.0, 30.0)),
+    Univariate("log1p", torch.log1p, mpmath.log1p, (-0.9, 1e-9, 30.0)),
+    Univariate("log2", torch.log2, lambda x: mpmath.log(x, 2), ROOTS),
+    Univariate("log10", torch.log10, mpmath.log10, ROOTS),
+    Univariate("sin", torch.sin, mpmath.sin, (-1000.0, 0.0, 1.7)),
+    Univariate("cos", torch.cos, mpmath.cos, (-1000.0, 0.0, 1.7)),
+    Univariate("tan", torch.tan, mpmath.tan, (-1.3, 0.0, 0.4)),
+    Univariate("asin", torch.asin, mpmath.asin, INSIDE),
+    Univariate("acos", torch.acos, mpmath.acos, INSIDE),
+    Univariate("atan", torch.atan, mpmath.atan, (-30.0, 0.0, 1.7)),
+    Univariate("sinh", torch.sinh, mpmath.sinh, (-1.3, 0.0, 30.0)),
+    Univariate("cosh", torch.cosh, mpmath.cosh, (-1.3, 0.0, 30.0)),
+    Univariate("tanh", torch.tanh, mpmath.tanh, (-1.3, 0.0, 30.0)),
+    Univariate("asinh", torch.asinh, mpmath.asinh, (-30.0, 0.0, 1.7)),
+    Univariate("acosh", torch.acosh, mpmath.acosh, (1.3, 30.0)),
+    Univariate("atanh", torch.atanh, mpmath.atanh, INSIDE),
+    Univariate(
+        "sigmoid", torch.sigmoid, lambda x: 1 / (1 + mpmath.exp(-x)), (-30.0, 0.0, 30.0)
+    ),
+    Univariate("sqrt", torch.sqrt, mpmath.sqrt, ROOTS),
+    Univariate("rsqrt", torch.rsqrt, lambda x: 1 / mpmath.sqrt(x), ROOTS),
+    Univariate("reciprocal", torch.reciprocal, lambda x: 1 / x),
+    Univariate("cube", lambda x: x**3, lambda x: x**3, (-2.0, 0.0, 1.7)),
+    Univariate("power", lambda x: x**2.5, lambda x: x ** mp.mpf("2.5"), ROOTS),
+    Univariate("whole-power-below", lambda x: x**-2, lambda x: x**-2),
+    Univariate(
+        "whole-power-in-a-tensor",
+        lambda x: x ** torch.tensor(3),
+        lambda x: x**3,
+        (-2.0, 0.0, 1.7),
+    ),
+    Univariate(
+        "float-power",
+        lambda x: torch.float_power(x, torch.full_like(x, 2)),
+        lambda x: x**2,
+        (-2.0, 0.0),
+    ),
+    Univariate(
+        "exponential", lambda x: 2**x, lambda x: mp.mpf(2) ** x, (-5.0, 0.0, 3.0)
+    ),
+    Univariate("zero-to-a-power", lambda x: 0**x, lambda x: mp.mpf(0), ROOTS),
+    Univariate("self-power", lambda x: x**x, lambda x: x**x, ROOTS),
+    Univariate(
+        "sinc", torch.sinc, lambda x: mpmath.sinc(mp.pi * x), (-1.3, 0.0, 0.3, 0.4)
+    ),
+    Univariate(
+        "xlogy-at-zero",
+        lambda x: torch.xlogy(x, 5.0),
+        lambda x: x * mpmath.log(5),
+        (0.0, 1.7),
+    ),
+    Univariate(
+        "xlog1py-at-zero",
+        lambda x: torch.special.xlog1py(x, x),
+        lambda x: x * mpmath.log1p(x),
+        (0.0, 1.7),
+    ),
     Univariate("erf", torch.erf, mpmath.erf),
     Univariate("erfc", torch.erfc, mpmath.erfc),
     Univariate(

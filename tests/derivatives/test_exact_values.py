@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import operator
 
 import pytest
 import torch
+from torch.func import grad, jacfwd
+from torch.nn import functional as F
 
 from pureopt.derivatives import exact
-from tests.derivatives.exact_calls import CALLS, V, X
+from tests.derivatives.exact_calls import CALLS, INDEX, LABELS, V, X
 from tests.derivatives.row import randn
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
@@ -69,3 +72,123 @@ def test_a_singular_system_raises_as_in_torch():
     result, info = exact(torch.linalg.solve_ex)(torch.zeros(2, 2), torch.ones(2))
     assert info == 1
     assert not result.isfinite().all()
+
+
+NAMED = {
+    "det": lambda x: torch.det(input=x) + torch.linalg.det(A=x),
+    "slogdet": lambda x: torch.slogdet(input=x)[1] + torch.linalg.slogdet(A=x)[1],
+    "logdet": lambda x: torch.logdet(input=x),
+    "tensorsolve": lambda x: torch.linalg.tensorsolve(input=x, other=V),
+    "householder": lambda x: torch.linalg.householder_product(input=x, tau=V),
+    "orgqr": lambda x: torch.orgqr(input=x, input2=V),
+    "ormqr": lambda x: x.ormqr(input2=V, input3=x),
+    "cholesky_solve": lambda x: x.cholesky_solve(input2=x),
+    "cholesky_inverse": lambda x: torch.cholesky_inverse(input=x),
+    "triangular_solve": lambda x: torch.triangular_solve(input=x, A=x)[0],
+    "prod": lambda x: x.prod(axis=0, keepdims=True),
+    "cumprod": lambda x: torch.cumprod(x, axis=0),
+    "vector_norm": lambda x: torch.linalg.vector_norm(x, axis=0, keepdims=True),
+    "pow": lambda x: torch.pow(input=x.norm(), exponent=2),
+    "square": lambda x: torch.square(input=x),
+    "mul": lambda x: torch.mul(input=x, other=x) + x.multiply(other=x.mT),
+    "triplet": lambda x: torch.triplet_margin_loss(x, x.mT, -x),
+    "cosine": lambda x: torch.cosine_embedding_loss(x, x.mT, LABELS[0]),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_arguments_have_the_names_and_defaults_of_torch(name):
+    # Other orders of the same sums.
+    torch.testing.assert_close(exact(NAMED[name])(X), NAMED[name](X))
+
+
+Z = torch.complex(X, X.mT)
+OTHER_NUMBERS = {
+    "logaddexp": lambda: torch.logaddexp(Z, Z.mT),
+    "logcumsumexp": lambda: torch.logcumsumexp(Z, 0),
+    "integers": lambda: (
+        torch.ones(3).long().scatter_reduce(0, INDEX[0], LABELS[0], "prod")
+    ),
+    "flags": lambda: (LABELS > 5).scatter_reduce(0, INDEX, LABELS > 0, "prod"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NUMBERS)
+def test_complex_numbers_and_integers_are_as_in_torch(name):
+    got, expected = exact(OTHER_NUMBERS[name])(), OTHER_NUMBERS[name]()
+    torch.testing.assert_close(got, expected)  # and the dtypes are equal
+
+
+WRITES = {
+    "add": lambda n: operator.iadd(n, 1),
+    "power": lambda n: operator.ipow(n, 3),
+    "item": lambda n: operator.setitem(n, 0, 5.0),
+    "mask": lambda n: operator.setitem(n, n > 2, 1.0),
+    "method": lambda n: n.clamp_(max=2),
+    "function": lambda n: torch.clamp_(n, max=2),
+    "view": lambda n: n.unsqueeze(0).mul_(2),
+    "relu": lambda n: F.threshold(n, 3.0, 7.0, inplace=True),
+    "out": lambda n: torch.add(n, 1, out=n),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_norm_that_was_written_to_is_squared_as_it_is(name):
+    def f(x):
+        norm = x.norm(dim=0)
+        WRITES[name](norm)
+        return norm**2
+
+    torch.testing.assert_close(exact(f)(X), f(X))
+
+
+@pytest.mark.compile
+def test_compiled_a_norm_that_was_written_to_is_squared_as_it_is():
+    def f(x):
+        norm = x.norm(dim=0)
+        norm[0] = 5.0
+        norm += 1
+        return (norm**2).sum()
+
+    compiled = torch.compile(grad(exact(f)), fullgraph=True, backend="aot_eager")
+    expected = grad(lambda x: 2 * x.norm(dim=0)[1:].sum() + x[:, 1:].square().sum())(X)
+    torch.testing.assert_close(compiled(X), expected)
+
+
+def test_a_counter_that_is_written_to_is_no_norm():
+    def f(x):
+        norm, calls = x.norm(), torch.zeros((), dtype=torch.int64)
+        calls += 1
+        return norm**2
+
+    H = jacfwd(jacfwd(exact(f)))(torch.zeros_like(V))
+    assert torch.equal(H, 2 * torch.eye(3, dtype=torch.float64))
+
+
+REFUSED = {
+    "layer norm": lambda: F.layer_norm(X, (5,)),
+    "layer norm, weight": lambda: F.layer_norm(X, (3,), X),
+    "cdist": lambda: torch.cdist(X, X[:, :1]),
+    "glu": lambda: F.glu(X),
+    "huber": lambda: F.huber_loss(X, X.mT, delta=0.0),
+    "multi margin": lambda: F.multi_margin_loss(X, X),
+    "multilabel margin": lambda: F.multilabel_margin_loss(X, LABELS[0]),
+    "norm of integers": lambda: torch.linalg.vector_norm(LABELS),
+    "mask of integers": lambda: F.scaled_dot_product_attention(X, X, X, LABELS),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_torch_refuses_is_refused_in_its_words(name):
+    with pytest.raises(RuntimeError) as theirs:
+        REFUSED[name]()
+    with pytest.raises(RuntimeError) as ours:
+        exact(REFUSED[name])()
+    assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, -0.1, 1.1])
+def test_the_cross_entropy_of_what_is_no_probability_is_nan(bad):
+    p = torch.tensor([bad, 0.5])
+    loss = exact(F.binary_cross_entropy)(p, torch.full((2,), 0.5), reduction="none")
+    assert loss.isnan().tolist() == [True, False]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import operator
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -35,6 +39,16 @@ FORBIDDEN = {
     "`bernoulli`": lambda x: torch.bernoulli(x.sigmoid()),
     "a call of `torch.autograd`": lambda x: torch.autograd.grad(x.sum(), x)[0],
     "transform of `torch.func`": grad(torch.sum),
+    "got `+=`": lambda x: operator.iadd(x + 1, 1),
+    "got `*=`": lambda x: operator.imul(x + 1, 2),
+    "got an assignment": lambda x: torch.zeros(2, 3).__setitem__(0, x[0]),
+    "got `x.item()`": lambda x: x * x.sum().item(),
+    "got `x.tolist()`": lambda x: x * x.tolist()[0][0],
+    "got `x.numpy()`": lambda x: x.numpy(),
+    "got `float(x)`": lambda x: math.sin(x[0, 0]),
+    "got `int(x)`": lambda x: x * int(x[0, 0]),
+    "got an array of `x`": np.sin,
+    "Join tensors with `torch.stack": lambda x: torch.tensor([x[0, 0], x[0, 1]]),
     "got `torch.linalg.eigh`": lambda x: torch.linalg.eigh(x @ x.mT)[0],
     "got `torch.Tensor.histc`": lambda x: x.histc(),
     "`size_average` or `reduce`": lambda x: F.mse_loss(x, x, size_average=True),
@@ -75,6 +89,25 @@ def test_an_operator_of_a_library_is_named_and_can_be_taught():
         truth = ((3 * x**2 + 1) * v, 3 * x * v**2, v**3)
         for got, want in zip(series, truth, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-14, atol=1e-15)
+
+
+@torch.library.custom_op("pureopt_tests::wave", mutates_args=())
+def wave(x: torch.Tensor, speed: float = 1.0) -> torch.Tensor:
+    return torch.sin(speed * x)
+
+
+def test_a_taught_derivative_is_given_the_constants_and_serves_many_directions():
+    po.derivatives.register_jet_derivative(
+        wave, lambda x, _, speed=1.0: speed * torch.cos(speed * x)
+    )
+    x = randn(3)
+    # Two roundings for each of three terms.
+    torch.testing.assert_close(
+        laplacian(lambda x: wave(x, speed=2.0).sum())(x),
+        -4 * torch.sin(2 * x).sum(),
+        rtol=1e-14,
+        atol=1e-14,
+    )
 
 
 def test_the_square_of_a_norm_is_smooth_where_the_norm_is_zero():
@@ -124,6 +157,43 @@ def test_numbers_and_whole_tensors_do_not_widen():
 
     value, series = jet(f, x, (x, x))
     assert {c.dtype for c in (value, *series)} == {torch.float32}
+
+
+def test_every_coefficient_has_the_dtype_of_the_value():
+    x = torch.linspace(0.5, 1.0, 3)
+    wide = torch.ones(3, dtype=torch.float64)
+    for f in (
+        lambda x: x + wide,
+        lambda x: torch.cat([x, wide]),
+        lambda x: torch.float_power(x, 2),
+        lambda x: x.half().amax(0, keepdim=True) + x.bfloat16().sum().half(),
+    ):
+        value, series = jet(f, x, (x, x))
+        assert {c.dtype for c in series} == {value.dtype}
+
+
+def test_an_infinite_slope_on_the_other_side_of_a_maximum_does_not_count():
+    x = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    least = torch.tensor(-5.0, dtype=torch.float64)
+    _, (slope,) = jet(lambda x: torch.maximum(x.log(), least), x, (torch.ones_like(x),))
+    assert slope.tolist() == [0, 1]
+
+
+class Straight(torch.autograd.Function):
+    """Steps, with the slope of a line."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.round() + x.sin()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def test_of_a_function_of_autograd_the_forward_is_differentiated():
+    x = torch.tensor(0.3, dtype=torch.float64)
+    assert nth_derivative(Straight.apply, 1)(x) == torch.cos(x)
 
 
 def test_half_a_softmax_of_minus_infinity_has_finite_derivatives():
@@ -208,6 +278,20 @@ def test_a_whole_net_compiles_without_a_break():
 
 
 @pytest.mark.compile
+def test_a_product_that_the_compiler_would_turn_around_is_refused():
+    # `x @ w` arrives as `w @ x`; square, nothing tells them apart.
+    x, w = randn(2, 2), randn(2, 2, seed=1)
+
+    def f(x, w):
+        return jet(lambda x: x @ w, x, (x,))
+
+    eager = f(x, w)
+    torch.testing.assert_close(eager[0], x @ w)
+    with pytest.raises(Exception, match=r"torch\.matmul\(a, b\)"):
+        torch.compile(f, fullgraph=True, backend="aot_eager")(x, w)
+
+
+@pytest.mark.compile
 def test_rules_of_each_family_compile_without_a_break():
     rows = [row for row in MULTIVARIATE if row.compiled]
     points = [randn(*row.shape, seed=3) for row in rows]
@@ -218,3 +302,20 @@ def test_rules_of_each_family_compile_without_a_break():
 
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(points), f(points), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.compile
+def test_a_compiler_traces_the_laplacian_of_a_whole_encoder_layer():
+    # What is put off in eager mode, traced as one chain of calls, was too deep for Python.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True).double().eval()
+    apply, params, buffers = po.functionalize(layer)
+
+    def f(params, x):
+        return laplacian(lambda x: apply(params, buffers, x)[0].square().sum())(x)
+
+    x = randn(1, 2, 4)
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")(params, x)
+    # The same sums, in another order.
+    torch.testing.assert_close(compiled, f(params, x), rtol=1e-12, atol=1e-12)

@@ -197,7 +197,20 @@ def test_bilaplacian_of_the_biharmonic_function_is_zero():
     assert abs(bilaplacian(g)(x)) < 100 * 20 * EPS
 
 
-@pytest.mark.parametrize("order", [0, -1, 1.5, True])
+def test_leaves_of_no_elements_and_points_of_no_dimension():
+    x = {"none": torch.ones(2, 0), "some": torch.tensor(2.0)}
+    assert laplacian(lambda x: x["some"] ** 3 + x["none"].sum())(x) == 12
+    assert bilaplacian(lambda x: x**4)(x["some"]) == 24
+
+
+def test_order_zero_is_the_value_and_no_alias_of_the_argument():
+    x = torch.tensor(2.0)
+    value = nth_derivative(lambda x: x, 0)(x)
+    assert value == 2
+    assert value is not x
+
+
+@pytest.mark.parametrize("order", [0, -1, 1.5, True, 171])
 def test_an_order_that_is_none_is_refused(order):
     x = torch.tensor(1.0)
     with pytest.raises(
@@ -220,6 +233,8 @@ def test_errors_say_what_to_do():
         jet(torch.sin, x, (x, torch.ones(2)))
     with pytest.raises(po.TreeError, match="only floating-point tensors"):
         nth_derivative(torch.sin, 2)(torch.tensor(1))
+    with pytest.raises(po.DerivativeError, match=r"be a tensor, .*`directional_"):
+        nth_derivative(lambda x: x["a"], 2)({"a": x})
     with pytest.raises(po.DerivativeError, match=r"must return tensors, got `float`"):
         jet(lambda x: 1.0, x, (x,))
     with pytest.raises(po.DerivativeError, match=r"got an assignment to `x\[...\]`"):

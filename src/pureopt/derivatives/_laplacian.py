@@ -143,7 +143,8 @@ def along(
     leaves = tree_leaves(x)
     pieces = iter(directions.split([leaf.numel() for leaf in leaves], dim=-1))
     first = tree_map(
-        lambda leaf: next(pieces).reshape(-1, *leaf.shape).to(leaf.dtype), x
+        lambda leaf: next(pieces).reshape(len(directions), *leaf.shape).to(leaf.dtype),
+        x,
     )
     return propagate(where, f, x, [first, *[None] * (order - 1)], summed=order)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pureopt._errors import HyperparameterError, told
+from pureopt._errors import DerivativeError, HyperparameterError, told
 from pureopt._tree import tree_map
 from pureopt._typing import P
 from pureopt.derivatives._checks import direction, point
@@ -19,6 +19,9 @@ from pureopt.derivatives._jets._transform import (
     value_at,
 )
 
+# The last number whose factorial is a double.
+_LARGEST = 170
+
 
 def nth_derivative(f: Callable[[Tensor], Any], n: int) -> Callable[[Tensor], Any]:
     r"""The ``n``-th derivative of a function of one real variable.
@@ -26,21 +29,21 @@ def nth_derivative(f: Callable[[Tensor], Any], n: int) -> Callable[[Tensor], Any
     .. math:: x \mapsto \frac{d^n f}{dx^n}(x)
 
     By Taylor mode, at a cost that grows with :math:`n^2` at most. Past the degree of a
-    polynomial it is zero. The factorial of the order overflows past 34 in single, 170 in
-    double precision.
+    polynomial it is zero. In single precision the factorial of the order overflows past 34.
 
     Args:
         f: A function of a 0-d tensor to a tree of tensors of any shapes. A function that
             acts on each element alone may also be given a tensor of points: the
             derivatives are then those at each point.
-        n: The order, 0 or more.
+        n: The order, from 0 to 170, the last whose factorial is a double.
 
     Returns:
         A function of ``x``; its values are trees like those of ``f``.
 
     Raises:
-        HyperparameterError: If ``n`` is no whole number, or negative. The function raises
-            what :func:`jet` raises.
+        HyperparameterError: If ``n`` is no whole number, or out of range. The function
+            raises what :func:`jet` raises.
+        DerivativeError: At the call, if ``x`` is no tensor.
 
     Example:
         The third derivative of a square, and the eighth of the sine:
@@ -57,6 +60,7 @@ def nth_derivative(f: Callable[[Tensor], Any], n: int) -> Callable[[Tensor], Any
 
     def derivative(x: Tensor) -> Any:
         point("nth_derivative(f, n)(x=...)", x)
+        _check_tensor("nth_derivative(f, n)(x=...)", x)
         if n == 0:
             return tree_map(value_at, propagate("nth_derivative(f=...)", f, x, []))
         where, zeros = "nth_derivative(f=...)", [None] * (n - 1)
@@ -78,13 +82,13 @@ def directional_derivatives(
         f: A function of one tree of tensors to a tree of tensors.
         x: The point, a tree of floating tensors.
         v: The direction, a tree like ``x``.
-        order: The highest order K, 1 or more.
+        order: The highest order K, from 1 to 170.
 
     Returns:
         ``order + 1`` trees like the output of ``f``.
 
     Raises:
-        HyperparameterError: If ``order`` is no whole number, or less than 1.
+        HyperparameterError: If ``order`` is no whole number, or out of range.
         DerivativeError: What :func:`jet` raises.
         TreeError: If ``v`` is not like ``x``.
 
@@ -109,7 +113,14 @@ def _derivative(out: Any, k: int) -> Any:
     return tree_map(lambda y: coefficient_at(y, k) * float(math.factorial(k)), out)
 
 
+def _check_tensor(where: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        hint = "`directional_derivatives` takes trees."
+        raise DerivativeError(where, "be a tensor", told(x), hint)
+
+
 def _check_order(where: str, n: object, least: int) -> None:
-    if not isinstance(n, int) or isinstance(n, bool) or n < least:
+    if not isinstance(n, int) or isinstance(n, bool) or not least <= n <= _LARGEST:
         got = f"{n}" if isinstance(n, int | float) else told(n)
-        raise HyperparameterError(where, f"be a whole number, {least} or more", got)
+        rule = f"be a whole number from {least} to {_LARGEST}"
+        raise HyperparameterError(where, rule, got)

@@ -8,7 +8,7 @@ a mode again, inside the scope entered anew.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType, SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,15 +28,25 @@ _TORCH = SimpleNamespace(**{**vars(torch), "_C": SimpleNamespace(_nn=_NN)})
 
 def _body(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same code, in a namespace where no argument has a ``__torch_function__``."""
-    code: Any = function
+    names = asking_nobody(F)
+    names["_check_key_padding_mask"] = _check_key_padding_mask
+    if function.__name__ in _MENDED:
+        names["torch"] = _TORCH
+    return rebound(function, names)
+
+
+def asking_nobody(module: ModuleType) -> dict[str, Any]:
+    """The names of a module, where no argument has a ``__torch_function__``."""
     # Without the name of the module the compiler looks names up in this namespace, and
     # not in the module.
-    names = {k: v for k, v in vars(F).items() if k != "__name__"}
+    names = {k: v for k, v in vars(module).items() if k != "__name__"}
     asks = [name for name in names if name.startswith("has_torch_function")]
-    names |= dict.fromkeys(asks, _asks_nobody)
-    names["_check_key_padding_mask"] = _check_key_padding_mask
-    if code.__name__ in _MENDED:
-        names["torch"] = _TORCH
+    return names | dict.fromkeys(asks, _asks_nobody)
+
+
+def rebound(function: Callable[..., Any], names: dict[str, Any]) -> Callable[..., Any]:
+    """The same code in another namespace."""
+    code: Any = function
     body = FunctionType(
         code.__code__, names, code.__name__, code.__defaults__, code.__closure__
     )

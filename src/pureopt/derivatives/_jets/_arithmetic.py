@@ -203,7 +203,7 @@ def _exponential(base: Any, p: Jet) -> Jet:
     """``base`` to a power that varies; all derivatives of powers of the number 0 are 0."""
     a = lift(p, base)
     safe = a if isinstance(base, Jet) else torch.where(a.value == 0, 1.0, a)
-    y = torch.exp(p * torch.log(safe))
+    y: Any = torch.exp(p * torch.log(safe))
     return like(p, torch.pow(a.value, p.value), y.terms)
 
 

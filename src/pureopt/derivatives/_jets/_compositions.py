@@ -13,13 +13,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from pureopt.derivatives._exactness._bodies import asking_nobody, rebound
 from pureopt.derivatives._exactness._scope import REPLACEMENTS
 from pureopt.derivatives._jets._jet import RULES, WRITTEN_IN_PYTHON
-
-
-def _asks_nobody(*args: Any) -> bool:
-    del args
-    return False
 
 
 def _bodies(module: types.ModuleType) -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -28,26 +24,13 @@ def _bodies(module: types.ModuleType) -> dict[Callable[..., Any], Callable[..., 
     The same code, in a namespace where no argument is asked whether it stands in: what it
     calls in turn meets the jet.
     """
-    names = {k: v for k, v in vars(module).items() if k != "__name__"}
-    names |= {k: _asks_nobody for k in names if k.startswith("has_torch_function")}
+    names = asking_nobody(module)
     return {
-        function: _body(function, names)
+        function: rebound(function, names)
         for function in vars(module).values()
         if isinstance(function, types.FunctionType)
         and any(k.startswith("has_torch_function") for k in function.__code__.co_names)
     }
-
-
-def _body(function: types.FunctionType, names: dict[str, Any]) -> Callable[..., Any]:
-    body = types.FunctionType(
-        function.__code__,
-        names,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    body.__kwdefaults__ = function.__kwdefaults__
-    return body
 
 
 for _op, _rule in {**_bodies(F), **_bodies(torch.functional), **REPLACEMENTS}.items():

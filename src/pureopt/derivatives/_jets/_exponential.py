@@ -18,15 +18,15 @@ from pureopt.derivatives._jets._algebra import (
     Series,
     convolution,
     integral,
+    lift,
     like,
     ode,
     plus,
     series,
 )
-from pureopt.derivatives._jets._arithmetic import quotient, square, square_at
+from pureopt.derivatives._jets._arithmetic import belongs, quotient, square, square_at
 from pureopt.derivatives._jets._jet import Coefficient, Jet
 from pureopt.derivatives._jets._register import rule, univariate_rule
-from pureopt.derivatives._jets._shapes import value_of
 
 
 @univariate_rule("exp")
@@ -134,6 +134,7 @@ def logit(x: Jet, eps: float | None = None) -> Jet:
 @rule("xlogy")
 def xlogy(input: Any, other: Any) -> Jet:  # noqa: A002
     r"""``input * log(other)``; 0 where ``input`` is, also beside an infinite logarithm."""
-    x, y = value_of(input), value_of(other)
-    end = torch.as_tensor((x == 0) & ((y <= 0) | (y == math.inf)))
-    return input * torch.log(torch.where(end, 1.0, other))
+    first = belongs(input, other)
+    x, y = lift(first, input), lift(first, other)
+    end = (x.value == 0) & ((y.value <= 0) | (y.value == math.inf))
+    return x * torch.log(torch.where(end, 1.0, y))

@@ -29,7 +29,8 @@ linear_in_first(
 Dims = int | Sequence[int] | None
 
 
-def _dims(x: Jet, dim: Dims) -> tuple[int, ...]:
+def dims_of(x: Jet, dim: Dims) -> tuple[int, ...]:
+    """The dimensions; none named is all of them."""
     if dim is None or (not isinstance(dim, int) and not len(dim)):
         return tuple(range(x.ndim))
     return (dim,) if isinstance(dim, int) else tuple(dim)
@@ -84,7 +85,7 @@ def log_softmax(
 
 @rule("logsumexp")
 def logsumexp(input: Jet, dim: Dims, keepdim: bool = False) -> Jet:  # noqa: A002
-    dims = _dims(input, dim)
+    dims = dims_of(input, dim)
     total: Any = torch.exp(_shifted(input, dims)).sum(dims, keepdim=keepdim)
     y: Any = torch.log(total)
     return like(input, torch.logsumexp(input.value, dims, keepdim), y.terms)
@@ -119,7 +120,7 @@ def _spread_of(
         dim, unbiased = None, dim
     if unbiased is not None:
         correction = float(unbiased)
-    dims = _dims(x, dim)
+    dims = dims_of(x, dim)
     n = 1
     for d in dims:
         n *= x.shape[d]

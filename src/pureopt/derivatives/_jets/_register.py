@@ -104,7 +104,7 @@ def register_jet_derivative(
 
     Args:
         op: As for :func:`register_jet`; further arguments are constants.
-        derivative: ``derivative(x, y, *args)`` with jets ``x`` and ``y``, written with
+        derivative: ``derivative(x, y, *args, **kwargs)`` with jets ``x`` and ``y``, written with
             functions that have rules.
 
     Raises:
@@ -122,8 +122,9 @@ def register_jet_derivative(
     _check("register_jet_derivative(op=...)", op)
     _check("register_jet_derivative(derivative=...)", derivative)
 
-    def apply(x: Jet, *args: Any) -> Jet:
-        return elementwise(x, op(x.value, *args), lambda u, y: derivative(u, y, *args))
+    def apply(x: Jet, *args: Any, **kwargs: Any) -> Jet:
+        value = op(x.value, *args, **kwargs)
+        return elementwise(x, value, lambda u, y: derivative(u, y, *args, **kwargs))
 
     _learn(op, univariate(apply))
 

@@ -82,7 +82,8 @@ for _op in spellings("view_as", "reshape_as", "expand_as"):
 linear_in_first(getattr(Tensor, name).__get__ for name in PROPERTIES)
 for _op in spellings(*READS):
     RULES[_op] = _of_values(_op)
-RULES[Tensor.data.__get__] = value_of
+_DATA: Any = Tensor.data
+RULES[_DATA.__get__] = value_of
 
 
 def _converting(op: Callable[..., Any]) -> Callable[..., Any]:

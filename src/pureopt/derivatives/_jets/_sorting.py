@@ -18,6 +18,7 @@ from torch import Tensor
 from pureopt.derivatives._jets._algebra import like, linear
 from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._piecewise import maximum, minimum
+from pureopt.derivatives._jets._reductions import dims_of
 from pureopt.derivatives._jets._register import rule
 
 
@@ -120,21 +121,15 @@ def _shared(x: Jet, value: Tensor, dims: int | Sequence[int], keepdim: bool) -> 
     return like(x, final, y.terms)
 
 
-def _everywhere(x: Jet, dim: Any) -> tuple[int, ...]:
-    if dim is None or (not isinstance(dim, int) and not len(dim)):
-        return tuple(range(x.ndim))
-    return (dim,) if isinstance(dim, int) else tuple(dim)
-
-
 @rule("amax")
 def amax(input: Jet, dim: Any = (), keepdim: bool = False) -> Jet:  # noqa: A002
-    dims = _everywhere(input, dim)
+    dims = dims_of(input, dim)
     return _shared(input, torch.amax(input.value, dims, keepdim=True), dims, keepdim)
 
 
 @rule("amin")
 def amin(input: Jet, dim: Any = (), keepdim: bool = False) -> Jet:  # noqa: A002
-    dims = _everywhere(input, dim)
+    dims = dims_of(input, dim)
     return _shared(input, torch.amin(input.value, dims, keepdim=True), dims, keepdim)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._jets._algebra import elementwise, integral, like, taylor
+from pureopt.derivatives._jets._algebra import elementwise, integral, lift, like, taylor
+from pureopt.derivatives._jets._arithmetic import belongs
 from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._register import rule, univariate_rule
-from pureopt.derivatives._jets._shapes import value_of
 
 _TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 _ROOT_TWO_PI = math.sqrt(2 * math.pi)
@@ -139,6 +139,7 @@ def entr(x: Jet) -> Jet:
 @rule("xlog1py")
 def xlog1py(input: Any, other: Any) -> Jet:  # noqa: A002
     """``input * log(1 + other)``, at the ends as ``xlogy``."""
-    x, y = value_of(input), value_of(other)
-    end = torch.as_tensor((x == 0) & ((y <= -1) | (y == math.inf)))
-    return input * torch.log1p(torch.where(end, 0.0, other))
+    first = belongs(input, other)
+    x, y = lift(first, input), lift(first, other)
+    end = (x.value == 0) & ((y.value <= -1) | (y.value == math.inf))
+    return x * torch.log1p(torch.where(end, 0.0, y))

@@ -59,8 +59,8 @@ def per_sample_grads(
         count(where, batch)
 
         def one(params: P, *sample: Any) -> Tensor:
-            inner, *sample = _checks.renewed((params, *sample))
-            return _checks.scalar(f"{where}(loss=...)", loss(inner, *sample))
+            inner, *own = _checks.renewed((params, *sample))
+            return _checks.scalar(f"{where}(loss=...)", loss(inner, *own))
 
         in_dims = (None, *[0] * len(batch))
         grads = vmap(grad(one), in_dims=in_dims, chunk_size=chunk_size)
