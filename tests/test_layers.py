@@ -79,6 +79,9 @@ def test_a_module_neither_syncs_nor_draws_globally_nor_forgets_the_device(path):
     # That nothing is drawn is its business.
     if module_id(path) == "testing/_conduct.py":
         found = [call for call in found if not call.endswith("get_rng_state")]
+    # The dropout of attention is what the program that it stands for asks torch for.
+    if module_id(path) == "derivatives/_exactness/_attention.py":
+        found = [call for call in found if not call.endswith("torch.dropout")]
     assert found == []
 
 

@@ -170,7 +170,9 @@ UNIVARIATE = [
     Univariate("softsign", F.softsign, lambda x: x / (1 + abs(x))),
     Univariate("tanhshrink", F.tanhshrink, lambda x: x - mpmath.tanh(x)),
     Univariate("relu", F.relu, lambda x: max(x, 0)),
-    Univariate("relu-inplace", lambda x: F.relu(x, inplace=True), lambda x: max(x, 0)),
+    Univariate(
+        "relu-inplace", lambda x: F.relu(x * 1, inplace=True), lambda x: max(x, 0)
+    ),
     Univariate("leaky-relu", F.leaky_relu, lambda x: x if x > 0 else x * mp.mpf(0.01)),
     Univariate(
         "rrelu-eval",

@@ -65,7 +65,8 @@ def linear(f: Callable[..., Any], *jets: Jet) -> Any:
     value = f(*(x.value for x in jets))
     orders = range(1, jets[0].order + 1)
     if isinstance(value, Tensor):
-        terms = [later(jets[0], k, partial(_linear_at, f, jets, k)) for k in orders]
+        now = [x.frozen() for x in jets]
+        terms = [later(jets[0], k, partial(_linear_at, f, now, k)) for k in orders]
         return like(jets[0], value, terms)
     coefficients = [_linear_at(f, jets, k) for k in orders]
     return type(value)(

@@ -49,7 +49,7 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Jet:  # noqa: A002
     if not isinstance(other, Jet | Tensor):
         return like(input, input.value + alpha * other, input.terms)
     x = belongs(input, other)
-    a, b = aligned(lift(x, input), lift(x, other))
+    a, b = (jet.frozen() for jet in aligned(lift(x, input), lift(x, other)))
 
     def term(k: int) -> Coefficient:
         return plus(a.coefficient(k), scaled(b.coefficient(k), alpha))
@@ -186,7 +186,8 @@ def pow_(input: Any, exponent: Any) -> Jet:  # noqa: A002
     if isinstance(exponent, Tensor):
         return _tensor_power(input, exponent)
     if float(exponent).is_integer() and exponent >= 0:
-        return whole_power(input, int(exponent))
+        y = whole_power(input, int(exponent))
+        return y.frozen() if y is input else y
     return sqrt(input) if exponent == 0.5 else power(input, float(exponent))  # noqa: PLR2004
 
 

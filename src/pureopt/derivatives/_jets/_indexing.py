@@ -14,12 +14,17 @@ from torch.nn import functional as F
 
 from pureopt.derivatives._jets._algebra import lift, linear
 from pureopt.derivatives._jets._jet import RULES, Jet
-from pureopt.derivatives._jets._register import linear_in_first, rule, spellings
+from pureopt.derivatives._jets._register import (
+    linear_in_first,
+    rule,
+    spellings,
+    views_of_first,
+)
 from pureopt.derivatives._jets._shapes import value_of
 
+views_of_first(spellings("__getitem__"))
 linear_in_first(
     spellings(
-        "__getitem__",
         "index_select",
         "take_along_dim",
         "gather",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pureopt._errors import DerivativeError
+from pureopt.derivatives._exactness._vector_norms import REMEMBERED
 
 Coefficient: TypeAlias = Tensor | None
 """A coefficient of a series; ``None`` is zero, known as such before anything runs."""
@@ -93,7 +94,9 @@ class Jet:
     # new first dimension of the coefficients, but for the coefficient of that order,
     # which is the sum over the directions. Only sums of such terms enter it, which is
     # what makes Laplacians cheap.
-    __slots__ = ("summed", "terms", "value")
+    # `locked` is an argument of the function, a view, or what has one: numbers that other
+    # tensors share cannot be written to.
+    __slots__ = ("locked", "summed", "terms", "value")
 
     def __init__(
         self,
@@ -104,6 +107,35 @@ class Jet:
         self.value = value
         self.terms = tuple(terms)
         self.summed = summed
+        self.locked = False
+
+    def frozen(self) -> Jet:
+        """What this jet is now, whatever is written to it later."""
+        return Jet(self.value, self.terms, self.summed)
+
+    def write(self, new: Jet, name: str) -> Jet:
+        """What an operation in place does: this very jet becomes another one.
+
+        Raises:
+            DerivativeError: If it is locked, or the other one has another shape or dtype.
+        """
+        if self.locked:
+            raise DerivativeError(
+                "jet(f=...)",
+                "not write in place to an argument, a view, or what has a view",
+                name,
+                "Compute a new tensor: `x = x + y` in place of `x += y`.",
+            )
+        if (new.shape, new.dtype) != (self.shape, self.dtype):
+            raise DerivativeError(
+                "jet(f=...)",
+                "keep shape and dtype of what it writes to",
+                f"{name} of {tuple(new.shape)} and {new.dtype} into "
+                f"{tuple(self.shape)} and {self.dtype}",
+            )
+        REMEMBERED.forget(self)
+        self.value, self.terms = new.value, new.terms
+        return self
 
     def coefficient(self, k: int) -> Coefficient:
         """The coefficient of order ``k``."""
@@ -137,6 +169,12 @@ class Jet:
                 f"`{name_of(func)}` with `out=`",
                 "Use the result of the call.",
             )
+        if "inplace" in kwargs:
+            kwargs = dict(kwargs)
+            if kwargs.pop("inplace"):
+                return args[0].write(
+                    rule(*args, **kwargs), f"`{name_of(func)}(inplace)`"
+                )
         if isinstance(func, _OF_TORCH):
             args, kwargs = _named_as_in_rules(args, kwargs)
         return rule(*args, **kwargs)

@@ -13,7 +13,7 @@ from pureopt.derivatives._jets._jet import RULES, Jet
 from pureopt.derivatives._jets._register import spellings
 
 _FRESH = (
-    "Compute a new tensor: `x = x + y` in place of `x.add_(y)`, `torch.where` or "
+    "Compute a new tensor: `x = x + y` in place of `x += y`, `torch.where` or "
     "`torch.cat` in place of `x[i] = y`."
 )
 
@@ -47,12 +47,24 @@ def _dropping(name: str) -> Callable[..., Any]:
     return drop
 
 
+def _in_place(op: Callable[..., Any] | None, got: str) -> Callable[..., Any]:
+    """``op``, written to a jet; what writes to a tensor, or has no ``op``, is refused."""
+    refuse = _refusing("not write in place", got, _FRESH)
+
+    def write(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if op is None or op not in RULES or not isinstance(x, Jet):
+            return refuse()
+        return x.write(RULES[op](x, *args, **kwargs), got)
+
+    return write
+
+
 for _home in (torch.Tensor, torch, F):
     for _name in dir(_home):
         if _name.endswith("_") and not _name.startswith("_"):
             RULES.setdefault(
                 getattr(_home, _name),
-                _refusing("not write in place", f"`{_name}`", _FRESH),
+                _in_place(getattr(_home, _name[:-1], None), f"`{_name}`"),
             )
 
 for _name in (
@@ -62,17 +74,16 @@ for _name in (
     for _op in spellings(_name):
         RULES[_op] = _dropping(_name)
 
-for _op, _got in {
-    torch.Tensor.__setitem__: "an assignment to `x[...]`",
-    torch.Tensor.__iadd__: "`+=`",
-    torch.Tensor.__isub__: "`-=`",
-    torch.Tensor.__imul__: "`*=`",
-    torch.Tensor.__itruediv__: "`/=`",
-    torch.Tensor.__ifloordiv__: "`//=`",
-    torch.Tensor.__ipow__: "`**=`",
-    torch.Tensor.__imod__: "`%=`",
-}.items():
-    RULES[_op] = _refusing("not write in place", _got, _FRESH)
+RULES[torch.Tensor.__setitem__] = _refusing(
+    "not write in place", "an assignment to `x[...]`", _FRESH
+)
+for _name, _sign in {
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "pow": "**",
+    "mod": "%",
+}.items():  # fmt: skip
+    RULES[getattr(torch.Tensor, f"__i{_name}__")] = _in_place(
+        getattr(torch.Tensor, f"__{_name}__"), f"`{_sign}=`"
+    )
 
 for _op, _got in {
     torch.Tensor.item: "`x.item()`",

@@ -65,6 +65,25 @@ def _linear_rule(op: Callable[..., Any]) -> Rule:
     return apply
 
 
+def views_of_first(ops: Iterable[Callable[..., Any]]) -> None:
+    """As :func:`linear_in_first`, where the result may share memory with the argument."""
+    for op in ops:
+        RULES[op] = sharing(_linear_rule(op))
+
+
+def sharing(rule: Rule) -> Rule:
+    """The rule, after which neither argument nor result can be written to in place."""
+
+    def apply(x: Any, *args: Any, **kwargs: Any) -> Any:
+        y = rule(x, *args, **kwargs)
+        for jet in (x, *(y if isinstance(y, tuple | list) else (y,))):
+            if isinstance(jet, Jet):
+                jet.locked = True
+        return y
+
+    return apply
+
+
 def register_jet(op: Callable[..., Any], rule: Callable[..., Any]) -> None:
     """Teach :func:`jet` a function by a composition.
 

@@ -14,20 +14,30 @@ from torch import Tensor
 
 from pureopt.derivatives._jets._algebra import lift, linear
 from pureopt.derivatives._jets._jet import RULES, Jet
-from pureopt.derivatives._jets._register import linear_in_first, rule, spellings
+from pureopt.derivatives._jets._register import (
+    linear_in_first,
+    rule,
+    sharing,
+    spellings,
+    views_of_first,
+)
 
-MOVES = (
-    "reshape", "view", "flatten", "unflatten", "ravel",
-    "squeeze", "unsqueeze", "permute", "transpose", "swapaxes", "swapdims", "t",
-    "movedim", "moveaxis", "adjoint", "expand", "broadcast_to", "repeat",
-    "repeat_interleave", "tile", "flip", "fliplr", "flipud", "roll", "rot90", "clone",
-    "contiguous", "narrow", "select", "chunk", "split", "split_with_sizes",
-    "tensor_split", "unbind", "diagonal", "diag", "diag_embed", "diagflat", "tril",
-    "triu", "trace", "real", "unfold", "as_strided", "pixel_shuffle", "pixel_unshuffle",
-    "channel_shuffle", "cpu", "cuda", "fold", "interpolate", "upsample", "hsplit", "vsplit",
-    "dsplit", "native_channel_shuffle", "alias", "resolve_conj",
-    "resolve_neg", "conj", "conj_physical", "imag", "view_as_real",
-    "atleast_1d", "atleast_2d", "atleast_3d",
+# Those of the first list may share memory with their argument.
+VIEWS = (
+    "reshape", "view", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "permute",
+    "transpose", "swapaxes", "swapdims", "t", "movedim", "moveaxis", "adjoint", "expand",
+    "broadcast_to", "contiguous", "narrow", "select", "chunk", "split",
+    "split_with_sizes", "tensor_split", "unbind", "diagonal", "real", "unfold",
+    "as_strided", "cpu", "cuda", "hsplit", "vsplit", "dsplit", "alias", "resolve_conj",
+    "resolve_neg", "conj", "imag", "view_as_real", "atleast_1d", "atleast_2d",
+    "atleast_3d",
+)  # fmt: skip
+
+COPIES = (
+    "repeat", "repeat_interleave", "tile", "flip", "fliplr", "flipud", "roll", "rot90",
+    "clone", "diag", "diag_embed", "diagflat", "tril", "triu", "trace", "pixel_shuffle",
+    "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "fold", "interpolate",
+    "upsample", "conj_physical",
 )  # fmt: skip
 
 # Functions of the values alone. Of those that are piecewise constant the derivatives are
@@ -40,7 +50,7 @@ READS = (
     "logical_not", "logical_and", "logical_or", "logical_xor", "argmax", "argmin",
     "argsort", "searchsorted", "bucketize", "count_nonzero", "nonzero", "all", "any",
     "is_floating_point", "is_complex", "is_contiguous", "numel", "nelement", "size",
-    "dim", "ndimension", "stride", "detach", "allclose", "equal",
+    "dim", "ndimension", "stride", "allclose", "equal",
     "isclose", "isreal", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full",
     "new_empty", "new_tensor", "__bool__", "element_size",
     "get_device", "is_same_size", "result_type", "can_cast", "is_signed", "is_inference",
@@ -73,17 +83,19 @@ def _shaped(op: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
-linear_in_first(spellings(*MOVES))
+views_of_first(spellings(*VIEWS))
+linear_in_first(spellings(*COPIES))
 # These methods are Python that calls `super`, which the compiler does not trace.
 RULES[Tensor.unflatten] = RULES[torch.unflatten]
 RULES[Tensor.split] = RULES[torch.split]
 for _op in spellings("view_as", "reshape_as", "expand_as"):
-    RULES[_op] = _shaped(_op)
-linear_in_first(getattr(Tensor, name).__get__ for name in PROPERTIES)
+    RULES[_op] = sharing(_shaped(_op))
+views_of_first(getattr(Tensor, name).__get__ for name in PROPERTIES)
 for _op in spellings(*READS):
     RULES[_op] = _of_values(_op)
 _DATA: Any = Tensor.data
-RULES[_DATA.__get__] = value_of
+for _op in (_DATA.__get__, Tensor.detach, torch.detach):
+    RULES[_op] = sharing(_of_values(torch.detach))
 
 
 def _converting(op: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,7 +113,7 @@ def _converting(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _op in spellings("to", "float", "double", "half", "bfloat16", "type", "type_as"):
-    RULES[_op] = _converting(_op)
+    RULES[_op] = sharing(_converting(_op))
 
 
 def _first(jets: Sequence[Any]) -> Jet:

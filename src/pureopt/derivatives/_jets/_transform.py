@@ -137,6 +137,8 @@ def propagate(
         Jet(value, coefficients, summed)
         for value, *coefficients in zip(leaves, *terms, strict=True)
     ]
+    for x in jets:
+        x.locked = True
     _PASSES.open.append(where)
     REMEMBERED.scopes.append([])
     try:
