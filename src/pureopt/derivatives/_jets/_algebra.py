@@ -57,14 +57,20 @@ def aligned(*jets: Jet) -> list[Jet]:
     return [spread(x, shape) for x in jets]
 
 
-def linear(f: Callable[..., Any], *jets: Jet) -> Any:
+def linear(f: Callable[..., Any], *jets: Jet, value: Any = None) -> Any:
     """``f(*jets)`` for a function that is linear in all its arguments together.
 
-    ``f`` may return a tuple or list of tensors.
+    Args:
+        f: May return a tuple or list of tensors.
+        *jets: Its arguments.
+        value: The coefficient of order zero, where a constant is added to it.
     """
-    value = f(*(x.value for x in jets))
+    if value is None:
+        value = f(*(x.value for x in jets))
     orders = range(1, jets[0].order + 1)
     if isinstance(value, Tensor):
+        if all(term is None for x in jets for term in x.terms):
+            return constant(jets[0], value)
         now = [x.frozen() for x in jets]
         terms = [later(jets[0], k, partial(_linear_at, f, now, k)) for k in orders]
         return like(jets[0], value, terms)
@@ -155,7 +161,8 @@ def convolution(
 ) -> Coefficient:
     r""":math:`\sum_j w_j a_j b_{k-j}`, elementwise, over ``start <= j <= stop``."""
     total: Coefficient = None
-    for j in range(start, (k if stop is None else stop) + 1):
+    # From the end: the last weight is often one, and then nothing is scaled at first.
+    for j in range(k if stop is None else stop, start - 1, -1):
         left, right = a[j], b[k - j]
         if left is None or right is None or not weight(j):
             continue

@@ -46,9 +46,12 @@ def belongs(a: Any, b: Any) -> Jet:
 
 @rule("add", "__add__", "__radd__")
 def add(input: Any, other: Any, *, alpha: float = 1) -> Jet:  # noqa: A002
-    if not isinstance(other, Jet | Tensor):
-        return like(input, input.value + alpha * other, input.terms)
     x = belongs(input, other)
+    if x is input and not isinstance(other, Jet):
+        y = like(x, x.value + (other if alpha == 1 else alpha * other), x.terms)
+        number = not isinstance(other, Tensor)
+        if number or (y.shape, y.dtype) == (x.shape, x.dtype):
+            return y
     a, b = (jet.frozen() for jet in aligned(lift(x, input), lift(x, other)))
 
     def term(k: int) -> Coefficient:
@@ -112,15 +115,14 @@ def square_at(
     u: Series, k: int, *, sign: float = 1, summed: int | None = None
 ) -> Coefficient:
     """The coefficient of order ``k`` of ``sign`` times the square of a series."""
-    last = (k - 1) // 2
-    double = convolution(u, u, k, summed=summed, weight=lambda _: 2 * sign, stop=last)
-    if k % 2:
-        return double
-    half = k // 2
-    middle = convolution(
-        u, u, k, summed=summed, weight=lambda _: sign, start=half, stop=half
+    return convolution(
+        u,
+        u,
+        k,
+        summed=summed,
+        weight=lambda j: sign if 2 * j == k else 2 * sign,
+        stop=k // 2,
     )
-    return plus(double, middle)
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__div__")

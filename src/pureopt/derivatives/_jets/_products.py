@@ -77,6 +77,9 @@ def rmatmul(b: Any, a: Any) -> Any:
 
 @rule("linear")
 def linear_(input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: A002
+    if isinstance(input, Jet) and not isinstance(weight, Jet) | isinstance(bias, Jet):
+        value = F.linear(input.value, weight, bias)
+        return linear(lambda c: F.linear(c, weight), input, value=value)
     y = multiply(F.linear, input, weight)
     return y if bias is None else y + bias
 
