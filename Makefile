@@ -34,7 +34,7 @@ docs: .venv/.dev ## Build the site, examples included; warnings are errors
 	@$(ONE_THREAD) TQDM_DISABLE=1 $(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
 	@echo "The site is docs/_build/html/index.html"
 
-bench: .venv/.bench ## Compare with scipy, torch.optim, optax, optimistix and jaxopt
+bench: .venv/.bench ## Compare with torch.optim, optax, optimistix, geotorch, opacus and others
 	@$(BIN)/python -m benchmarks.run
 
 laws: .venv/.dev ## Run each law with 500 drawn cases in place of 20

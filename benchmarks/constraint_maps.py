@@ -11,13 +11,12 @@ its set, and the gradient is not zero.
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from benchmarks.harness import Report, Row, Timing, installed, race, run_piece
+from benchmarks.harness import Report, Row, Timing, installed, race_in_bursts, run_piece
 from pureopt.constraints import Orthogonal, PositiveDefinite
 
 Run = Callable[[], tuple[Tensor, Tensor]]
@@ -90,28 +89,7 @@ def contest(runs: dict[str, Run], y: Tensor, rounds: int) -> dict[str, Timing]:
     """Check and time each: seconds for one forward and backward."""
     for name, run in runs.items():
         _check(name, run, y)
-    calls = {name: _calls(run) for name, run in runs.items()}
-    times = race({name: _burst(run, calls[name]) for name, run in runs.items()}, rounds)
-    return {
-        name: Timing(*(t / calls[name] for t in timing))
-        for name, timing in times.items()
-    }
-
-
-def _calls(run: Run, seconds: float = 0.02) -> int:
-    """How often a run fits into this time, at least once."""
-    run()
-    begin = perf_counter()
-    run()
-    return 1 + int(seconds / (perf_counter() - begin))
-
-
-def _burst(run: Run, calls: int) -> Callable[[], None]:
-    def burst() -> None:
-        for _ in range(calls):
-            run()
-
-    return burst
+    return race_in_bursts(runs, rounds)
 
 
 def measure(*, quick: bool = False) -> Report:

@@ -2,15 +2,17 @@
 
 The network is R^50 -> R with three layers of width 256 and tanh, at 64 points. Of its
 derivatives along a direction, order by order, the peers are the nestings that torch.func
-offers: ``grad`` of ``grad``, of all points at once (of a sum, since they do not mix) or
-under ``vmap``, and ``jvp`` of ``jvp``. torch-jet, the other Taylor mode for torch, needs
+offers: the gradient times the direction again and again; ``grad`` of ``grad`` along a
+line, of all points at once (of a sum, since they do not mix) or under ``vmap``; and
+``jvp`` of ``jvp``. torch-jet, the other Taylor mode for torch, needs
 Python 3.12 or later and is not compared with here.
 
 The Laplacians run under ``vmap``, as those of a user's function of one point do. At
 last, what ``exact`` costs where nothing asks for it: one gradient of a network with
 layer norms.
 
-Every contender is checked for the right numbers before it is timed.
+Every contender is checked for the right numbers before it is timed, and timed in bursts
+of at least 20 ms, so that none runs with the memory that another one left.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from torch.func import grad, hessian, jvp, vmap
 
 import pureopt as po
-from benchmarks.harness import Report, Row, Timing, race, run_piece
+from benchmarks.harness import Report, Row, Timing, race_in_bursts, run_piece
 
 Run = Callable[[], Tensor]
 OURS = "pureopt"
@@ -165,7 +167,7 @@ def contest(runs: dict[str, Run], dtype: torch.dtype, rounds: int) -> dict[str, 
         error = float((answer - right).abs().amax() / right.abs().amax())
         if not error < CLOSE[dtype]:
             raise RuntimeError(f"{name} is off by {error:.1e}")
-    return race(runs, rounds)
+    return race_in_bursts(runs, rounds)
 
 
 def measure(*, quick: bool = False) -> Report:

@@ -394,3 +394,17 @@ def test_what_is_written_to_is_seen_under_each_of_its_names(f):
 def test_writing_to_what_others_share_is_refused(f, got):
     with pytest.raises(po.DerivativeError, match=got):
         laplacian(f)(randn(3))
+
+
+@pytest.mark.parametrize("inner", ["laplacian", "nth_derivative", "hvp"])
+def test_an_operator_called_on_a_series_says_where_it_must_stand(inner):
+    def cube(x):
+        return x**3
+
+    calls = {
+        "laplacian": lambda x: laplacian(cube)(x),
+        "nth_derivative": lambda x: nth_derivative(cube, 2)(x),
+        "hvp": lambda x: po.derivatives.hvp(cube, x, x),
+    }
+    with pytest.raises(po.DerivativeError, match="outside of Taylor mode, got a `Jet`"):
+        laplacian(calls[inner])(torch.tensor(1.0))

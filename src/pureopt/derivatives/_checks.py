@@ -166,7 +166,16 @@ def point(where: str, x: Any) -> None:
 
     Raises:
         TreeError: Names the first leaf that is not.
+        DerivativeError: If it is a power series: the call stands inside Taylor mode.
     """
+    if any(type(leaf).__name__ == "Jet" for leaf in tree_leaves(x)):
+        raise DerivativeError(
+            where,
+            "be called outside of Taylor mode",
+            "a `Jet`: the function of a `jet`, `nth_derivative` or `laplacian`",
+            "Take the outer derivative by `torch.func.grad` or `torch.func.jvp`, or both "
+            "from one pass: `bilaplacian`, or `jet` of higher order.",
+        )
     check_params(where, x)
     if not any(leaf.numel() for leaf in tree_leaves(x)):
         raise TreeError(where, "hold at least one number", told(tree_leaves(x)[0]))
