@@ -71,6 +71,11 @@ def linear(f: Callable[..., Any], *jets: Jet, value: Any = None) -> Any:
     if isinstance(value, Tensor):
         if all(term is None for x in jets for term in x.terms):
             return constant(jets[0], value)
+        if len(jets) == 1 and jets[0].summed is None:  # nothing to fill in or put off
+            coefficients = jets[0].coefficients
+            return like(
+                jets[0], value, [c if c is None else f(c) for c in coefficients]
+            )
         now = [x.frozen() for x in jets]
         terms = [later(jets[0], k, partial(_linear_at, f, now, k)) for k in orders]
         return like(jets[0], value, terms)
@@ -102,8 +107,9 @@ def later(x: Jet, k: int, make: Callable[[], Coefficient]) -> Coefficient | Late
     drops them by itself, and would trace what was put off at the end of a chain of calls
     as long as the function.
     """
-    compiling = torch.compiler.is_compiling()
-    return Later(make) if has_lanes(x, k) and not compiling else make()
+    if has_lanes(x, k) and not torch.compiler.is_compiling():
+        return Later(make)
+    return make()
 
 
 def has_lanes(x: Jet, k: int) -> bool:
@@ -163,15 +169,15 @@ def convolution(
     total: Coefficient = None
     # From the end: the last weight is often one, and then nothing is scaled at first.
     for j in range(k if stop is None else stop, start - 1, -1):
-        left, right = a[j], b[k - j]
-        if left is None or right is None or not weight(j):
+        left, right, w = a[j], b[k - j], weight(j)
+        if left is None or right is None or not w:
             continue
         if k == summed and 0 < j < k:
-            total = plus(total, scaled((left * right).sum(0), weight(j)))
+            total = plus(total, scaled((left * right).sum(0), w))
         elif total is None:
-            total = _scaled_product(left, right, weight(j))
+            total = _scaled_product(left, right, w)
         else:
-            total = torch.addcmul(total, left, right, value=weight(j))
+            total = torch.addcmul(total, left, right, value=w)
     return total
 
 
