@@ -46,8 +46,7 @@ torch raises an error.
 
 Those that are wrong in a word, as torch computes them and under `exact`. Some are wrong
 only at points like a zero or a tie, or for some of their options. Of those that stay wrong,
-`as_strided_scatter` and `max_unpool` are so where a place is written to twice, and `normal`
-is meant to be a constant.
+`normal` is meant to be a constant.
 
 {operations}
 
