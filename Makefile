@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 # One process per core, 8 at most.
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test lint format docs bench laws audit clean
+.PHONY: help demo test lint format docs bench peers laws audit clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/' | expand -t 16
@@ -36,6 +36,9 @@ docs: .venv/.dev ## Build the site, examples included; warnings are errors
 
 bench: .venv/.bench ## Compare with torch.optim, optax, optimistix, geotorch, opacus and others
 	@$(BIN)/python -m benchmarks.run
+
+peers: .venv/.bench ## Compare curvature and norms per sample with curvlinops, BackPACK and opacus
+	@$(PYTEST) tests/derivatives/test_curvlinops.py tests/derivatives/test_per_sample_peers.py
 
 laws: .venv/.dev ## Run each law with 500 drawn cases in place of 20
 	@$(PYTEST) tests/laws -m "not compile" --hypothesis-profile=laws

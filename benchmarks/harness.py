@@ -201,8 +201,7 @@ def run_piece(measure: Callable[..., Report], description: str | None) -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(as_json(report)), encoding="utf-8")
     else:
-        piece = Path(sys.argv[0]).stem
-        print(table((piece, row) for row in report.rows))
+        print(table(report.rows))
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -213,26 +212,23 @@ def as_json(report: Report) -> dict[str, Any]:
     return {"machine": machine(), "rows": rows, "details": report.details}
 
 
-def table(rows: Iterable[tuple[str, Row]]) -> str:
-    """The rows in columns, as Markdown; the first column is the piece they are of."""
-    heads = ("", "measure", "pureopt", "peer", "", "ratio", "target", "met")
-    lines = [heads, *(_cells(piece, row) for piece, row in rows)]
+def table(rows: Iterable[Row]) -> str:
+    """The rows in columns, as Markdown."""
+    heads = ("measure", "pureopt", "peer", "", "ratio", "target")
+    lines = [heads, *map(_cells, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     texts = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([texts[0], rule, *texts[1:]])
 
 
-def _cells(piece: str, row: Row) -> tuple[str, ...]:
+def _cells(row: Row) -> tuple[str, ...]:
     theirs = "" if row.theirs is None else _short(row.theirs)
     number = "" if row.theirs is None or row.judged == "ours" else _short(row.number)
     if number and row.judged == "speedup":
         number += "x faster"
-    met = {None: "", True: "yes", False: "NO"}[row.met]
-    return (
-        *(piece, row.measure, _short(row.ours)),
-        *(row.peer, theirs, number, row.target, met),
-    )
+    met = {None: "", True: ": met", False: ": MISSED"}[row.met]
+    return row.measure, _short(row.ours), row.peer, theirs, number, row.target + met
 
 
 def _short(number: float | None) -> str:

@@ -300,11 +300,12 @@ def measure(*, quick: bool = False) -> Report:
             "peak_bytes": peaks,
             "times": {n: timing._asdict() for n, timing in (times | base).items()},
         }
-    problem = problems[0]
-    what = f"{problem.name}: inner products"
-    new, times = compete(what, grams(problem), rounds, "")
-    details[what] = {name: timing._asdict() for name, timing in times.items()}
-    return Report([*rows, *new], details)
+    for problem in problems:
+        what = f"{problem.name}: inner products"
+        new, times = compete(what, grams(problem), rounds, "")
+        details[what] = {name: timing._asdict() for name, timing in times.items()}
+        rows += new
+    return Report(rows, details)
 
 
 if __name__ == "__main__":

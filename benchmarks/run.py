@@ -1,4 +1,4 @@
-"""The whole benchmark: one table, which ``results.md`` keeps, and ``results.json``.
+"""The whole benchmark: a table of each piece, in ``results.md``, and ``results.json``.
 
 Every piece runs in a process of its own, so that no piece finds the threads, caches
 or compiled code of another. ``--quick`` is for tests: its numbers mean nothing.
@@ -61,6 +61,13 @@ def _stored(path: Path) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def page(reports: dict[str, dict[str, Any]]) -> str:
+    """A heading and a table for each piece."""
+    return "\n\n".join(
+        f"### {name}\n\n{table(_rows(report))}" for name, report in reports.items()
+    )
+
+
 def main() -> int:
     """Run the pieces; the exit status is 1 if one of them broke down."""
     parser = arguments(__doc__)
@@ -78,7 +85,7 @@ def main() -> int:
         reports[piece] = run_apart(piece, quick=options.quick, threads=options.threads)
     reports = {name: reports[name] for name in PIECES if name in reports}
     target.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
-    text = table((name, row) for name, r in reports.items() for row in _rows(r))
+    text = page(reports)
     target.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     print(text)
     broken = {name: r["error"] for name, r in reports.items() if "error" in r}

@@ -17,6 +17,8 @@ from pureopt._tree import tree_flatten, tree_leaves, tree_unflatten
 
 # Samples of one operation, from the first to the last of those in the database.
 SAMPLES = 4
+# Numbers in a sample: differences of the sums of more of them are too noisy to tell.
+LARGEST = 100_000
 
 
 def load() -> dict[str, Any]:
@@ -56,7 +58,7 @@ def _case(op: Any, sample: Any):
         and leaf.layout == torch.strided
         and leaf.numel()
     ]
-    if not moving:
+    if not moving or sum(leaves[i].numel() for i in moving) > LARGEST:
         return None
     leaves = [_copied(leaf) for leaf in leaves]
 

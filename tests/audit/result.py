@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,13 @@ PAGE = ROOT / "docs" / "guide" / "audit.md"
 WORDS = tuple(
     "".join(letters) for n in (1, 2, 3) for letters in itertools.product("RF", repeat=n)
 )
+# Words in which the last `V` is a `vmap` over lanes, and one before it over directions.
+LANES = {
+    "V": "vmap(f)",
+    "FVV": "vmap(jacfwd(f))",
+    "RVV": "vmap(jacrev(f))",
+    "RFVV": "vmap(jacfwd(grad(f)))",
+}
 # One letter for each word. Over several samples the first in this list counts.
 LETTERS = {
     "wrong": "W",
@@ -25,15 +32,20 @@ LETTERS = {
 }
 SILENT = "WN"
 
+# The name of an operation, and its letters without and with `exact`.
+Rows = Sequence[tuple[str, str, str]]
+
 HEAD = """# What torch gets wrong
 
 Above first order, some of torch's kernels have derivative formulas that drop terms: the
 numbers are wrong, and nothing says so. `make audit` compares every nesting of `grad` and
 `jvp` up to order {order} of the operations in torch's own test database with differences
 of values, as [`audit`](../reference/derivatives.md) does for your function, each at up to
-four samples of arguments. This page is written by it, for torch {torch}: {number}
-operations. A word reads from the inside out, `R` is `grad`, `F` is `jvp`, and `RF` is
-`jvp(grad(f))`.
+four samples of arguments. It also compares `vmap` with loops: there, some are wrong at
+first order already. This page is written by it, for torch {torch}. Of {number} operations,
+{wrong} are wrong in a word and {left} under `exact`; in the lanes of `vmap`, {wrong_lanes}
+are wrong and {left_lanes} under `exact`. A word reads from the inside out, `R` is `grad`,
+`F` is `jvp`, `V` is `vmap`, and `RF` is `jvp(grad(f))`.
 
 ## Words
 
@@ -55,14 +67,34 @@ only at points like a zero or a tie, or for some of their options. Of those that
 Those for which torch raises an error in a word, that `exact` does not lift.
 
 {errors}
+
+## Lanes
+
+What `vmap` computes should be what a loop does. In these words the last `V` is the `vmap`
+over lanes; one before it is that over the directions of a Jacobian, inside of `jacfwd` or
+`jacrev`. Each is compared with a loop over lanes and directions, once with lanes in all
+arguments and once with lanes in each of them alone. `RFVV` is that of a sum of weighted
+squares of outputs. Where the loop raises an error there is nothing to compare.
+
+{lanes}
+
+Those that are wrong:
+
+{lanes_operations}
+
+Those for which `vmap` raises an error where the loop does not, under `exact` too:
+
+{lanes_errors}
 """
 
 
 class Row(NamedTuple):
-    """A letter for each word, without and with ``exact``."""
+    """A letter for each word, without and with ``exact``, and for each word of lanes."""
 
     torch: str
     exact: str
+    lanes: str
+    lanes_exact: str
 
 
 class Result(NamedTuple):
@@ -86,9 +118,13 @@ def worst(samples: Sequence[Sequence[str]]) -> str:
     )
 
 
-def silent(letters: str) -> list[str]:
+def silent(letters: str, words: Iterable[str] = WORDS) -> list[str]:
     """The words that are wrong or not finite."""
-    return [w for w, letter in zip(WORDS, letters, strict=True) if letter in SILENT]
+    return _having(letters, SILENT, words)
+
+
+def _having(letters: str, some: str, words: Iterable[str]) -> list[str]:
+    return [w for w, letter in zip(words, letters, strict=True) if letter in some]
 
 
 def dumps(result: Result) -> str:
@@ -99,7 +135,8 @@ def dumps(result: Result) -> str:
     )
     head = f'  "torch": {json.dumps(result.torch)},\n'
     words = f'  "words": {json.dumps(list(WORDS))},\n'
-    return f'{{\n{head}{words}  "operations": {{\n{rows}\n  }}\n}}\n'
+    lanes = f'  "lanes": {json.dumps(list(LANES))},\n'
+    return f'{{\n{head}{words}{lanes}  "operations": {{\n{rows}\n  }}\n}}\n'
 
 
 def loads(text: str) -> Result:
@@ -117,48 +154,66 @@ def store(result: Result) -> None:
 
 def page(result: Result) -> str:
     """The page of the documentation."""
+    rows = sorted(result.rows.items())
+    words = [(name, row.torch, row.exact) for name, row in rows]
+    lanes = [(name, row.lanes, row.lanes_exact) for name, row in rows]
+    wrong, left = _numbers(words, WORDS)
+    wrong_lanes, left_lanes = _numbers(lanes, LANES)
+    calls = {word: f"{word} | `{call}`" for word, call in LANES.items()}
     return HEAD.format(
         order=max(map(len, WORDS)),
         torch=result.torch,
-        number=len(result.rows),
-        words=_words(result),
-        operations=_operations(result),
-        errors=_errors(result),
+        number=len(rows),
+        wrong=wrong,
+        left=left,
+        wrong_lanes=wrong_lanes,
+        left_lanes=left_lanes,
+        words=_counts(words, "word", WORDS),
+        operations=_operations(words, WORDS),
+        errors=_errors(words, WORDS),
+        lanes=_counts(lanes, "word | is", calls.values()),
+        lanes_operations=_operations(lanes, LANES),
+        lanes_errors=_errors(lanes, LANES),
     )
 
 
-def _words(result: Result) -> str:
-    head = "| word | wrong | under `exact` | error | under `exact` |"
-    rows = result.rows.values()
+def _numbers(rows: Rows, words: Iterable[str]) -> tuple[int, int]:
+    """How many operations are wrong in a word, without and with ``exact``."""
+    before, after = (
+        sum(bool(silent(letters, words)) for letters in column)
+        for column in list(zip(*rows, strict=True))[1:]
+    )
+    return before, after
+
+
+def _counts(rows: Rows, title: str, words: Iterable[str]) -> str:
+    head = f"| {title} | wrong | under `exact` | error | under `exact` |"
     lines = [
         f"| {word} | "
         + " | ".join(
             str(sum(row[k][i] in letters for row in rows))
             for letters in (SILENT, "U")
-            for k in (0, 1)
+            for k in (1, 2)
         )
         + " |"
-        for i, word in enumerate(WORDS)
+        for i, word in enumerate(words)
     ]
-    return "\n".join([head, "|---|---|---|---|---|", *lines])
+    return "\n".join([head, "|---" * head.count(" | ") + "|---|", *lines])
 
 
-def _operations(result: Result) -> str:
+def _operations(rows: Rows, words: Iterable[str]) -> str:
     lines = ["| operation | torch | under `exact` |", "|---|---|---|"]
-    for name, row in sorted(result.rows.items()):
-        if silent(row.torch) or silent(row.exact):
-            torch, exact = (", ".join(silent(x)) or "right" for x in row)
-            lines.append(f"| `{name}` | {torch} | {exact} |")
+    for name, *letters in rows:
+        torch, exact = (", ".join(silent(x, words)) for x in letters)
+        if torch or exact:
+            lines.append(f"| `{name}` | {torch or 'right'} | {exact or 'right'} |")
     return "\n".join(lines)
 
 
-def _errors(result: Result) -> str:
+def _errors(rows: Rows, words: Iterable[str]) -> str:
     by_words: dict[str, list[str]] = {}
-    for name, row in sorted(result.rows.items()):
-        words = ", ".join(
-            w for w, letter in zip(WORDS, row.exact, strict=True) if letter == "U"
-        )
-        if words:
-            by_words.setdefault(words, []).append(f"`{name}`")
+    for name, _, exact in rows:
+        if refused := ", ".join(_having(exact, "U", words)):
+            by_words.setdefault(refused, []).append(f"`{name}`")
     lines = [f"- {words}: {', '.join(names)}" for words, names in by_words.items()]
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""``make audit``: the derivatives of torch's own operations, with and without ``exact``.
+"""``make audit``: torch's own operations, with and without ``exact``.
+
+Their derivatives are compared with differences, and ``vmap`` of them with loops.
 
 Writes ``tests/audit/result.json`` and ``docs/guide/audit.md``. With names of operations
 as arguments it prints their rows and writes nothing.
@@ -12,15 +14,16 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
 
 from pureopt.derivatives._auditing._audit import _directions
-from pureopt.derivatives._auditing._words import Path, Word, judge, outputs
+from pureopt.derivatives._auditing._words import Path, Verdict, judge, outputs
 from pureopt.random import key, split
-from tests.audit import database, result
+from tests.audit import database, lanes, result
 
 ORDER = 3
 # Without what it was built for.
@@ -28,6 +31,11 @@ VERSION = torch.__version__.split("+")[0]
 PROCESSES = 2
 # For one sample of one operation; what takes longer counts as if torch had raised.
 SECONDS = 60
+
+Function = Callable[..., Any]
+Start = tuple[torch.Tensor, ...]
+# For some trials, the verdict on each word.
+Part = list[list[Verdict]]
 
 
 class TooLongError(BaseException):
@@ -65,31 +73,49 @@ def _database() -> dict[str, Any]:
 def audited(name: str) -> tuple[str, result.Row] | None:
     """The row of an operation; ``None`` if it cannot be tried."""
     op = _database()[name]
-    found = [words for f, start in database.cases(op) if (words := _words(f, start))]
+    found = [parts for f, start in database.cases(op) if (parts := _parts(f, start))]
     if not found:
         return None
-    return name, result.Row(
-        result.worst([[word.verdict for word in words] for words in found]),
-        result.worst([[word.exact for word in words] for words in found]),
+    letters = (
+        result.worst([verdicts for part in parts for verdicts in part])
+        for parts in zip(*found, strict=True)
     )
+    return name, result.Row(*letters)
 
 
-def _words(f: Any, start: tuple[torch.Tensor, ...]) -> tuple[Word, ...]:
-    """The verdicts on one sample; none if it cannot be called."""
-    along, across, weights = split(key(0), 3)
-    path = Path(f, start, _directions(along, start), _directions(across, start))
+def _parts(f: Function, start: Start) -> list[Part]:
+    """The parts of a row on one sample; none if it cannot be called."""
     try:
         if not any(y.numel() for y in outputs(f(*start))):
-            return ()
+            return []
     except Exception:  # noqa: BLE001 (a sample that shows how it fails)
-        return ()
+        return []
+    return [
+        *_in_time(_words, f, start, len(result.WORDS)),
+        *_in_time(lanes.judge, f, start, len(result.LANES)),
+    ]
+
+
+def _words(f: Function, start: Start) -> tuple[Part, Part]:
+    along, across, weights = split(key(0), 3)
+    path = Path(f, start, _directions(along, start), _directions(across, start))
+    words = judge(path, weights, ORDER)
+    return [[word.verdict for word in words]], [[word.exact for word in words]]
+
+
+def _in_time(
+    judge: Callable[[Function, Start], tuple[Part, Part]],
+    f: Function,
+    start: Start,
+    words: int,
+) -> tuple[Part, Part]:
     previous = signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(SECONDS)
     try:
-        return judge(path, weights, ORDER)
+        return judge(f, start)
     except TooLongError:
-        n = 2 ** (ORDER + 1) - 2
-        return (Word("", "unsupported", 0, 0, 0, "unsupported", "too long"),) * n
+        refused: list[Verdict] = ["unsupported"] * words
+        return [refused], [refused]
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)

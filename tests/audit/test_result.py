@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.audit import result
-from tests.audit.result import FILE, PAGE, ROOT, WORDS, loads, silent
+from tests.audit.result import FILE, LANES, PAGE, ROOT, WORDS, loads, silent
 
 STORED = loads(FILE.read_text())
 
@@ -33,14 +33,21 @@ def test_the_worst_of_several_samples_counts():
     assert result.worst(samples) == "WU."
 
 
-def test_exact_makes_nothing_worse():
+@pytest.mark.parametrize(
+    ("words", "before", "after"),
+    [(WORDS, "torch", "exact"), (LANES, "lanes", "lanes_exact")],
+    ids=["words", "lanes"],
+)
+def test_exact_makes_nothing_worse(words, before, after):
     rank = ".?UNW"
     worse = {
         (name, word)
         for name, row in STORED.rows.items()
-        for word, before, after in zip(WORDS, *row, strict=True)
+        for word, was, now in zip(
+            words, getattr(row, before), getattr(row, after), strict=True
+        )
         # What was an error may turn out to be at a kink, or the other way round.
-        if rank.index(after) > max(rank.index(before), rank.index("?"))
+        if rank.index(now) > max(rank.index(was), rank.index("?"))
     }
     assert worse == set()
 
@@ -54,14 +61,23 @@ def test_torch_is_still_wrong_where_exact_is_needed(name):
     assert silent(row.exact) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("linalg.solve", {"FVV", "RFVV"}),
+        ("linalg.det", {"FVV", "RFVV"}),
+        ("cdist", {"RVV"}),
+        ("index_fill", {"V"}),
+    ],
+)
+def test_torch_is_still_wrong_in_lanes_where_exact_is_needed(name, words):
+    row = STORED.rows[name]
+    assert words <= set(silent(row.lanes, LANES))
+    assert silent(row.lanes_exact, LANES) == []
+
+
 # What is silently wrong under `exact` too, and why.
 LEFT = {
-    # With indices or strides that name a place twice: the last value stays, reverse mode
-    # gives each its gradient. Which one is last is not defined.
-    "as_strided_scatter",
-    "nn.functional.max_unpool1d",
-    "nn.functional.max_unpool2d",
-    "nn.functional.max_unpool3d",
     # Eigenvectors have no composition of other operations.
     "linalg.eig",
     "linalg.eigh",
@@ -70,12 +86,6 @@ LEFT = {
     # Torch means the draw to be a constant; the sweep draws the same one each time.
     "normal",
     "normal number_mean",
-    # What modules call is mended: these are private names of their kernels.
-    "_batch_norm_with_update",
-    "_native_batch_norm_legit",
-    # Forward mode is zero, and reverse mode raises under torch.func.
-    "nn.functional.linear_cross_entropy chunked",
-    "nn.functional.linear_cross_entropy chunked_none",
 }
 
 
@@ -84,13 +94,19 @@ def test_exact_mends_all_but_a_known_few():
     assert left <= LEFT
 
 
+def test_exact_mends_all_lanes():
+    left = {n for n, row in STORED.rows.items() if silent(row.lanes_exact, LANES)}
+    assert left == set()
+
+
 @pytest.mark.slow
 def test_a_few_operations_come_out_again_as_they_are_stored():
-    # Right ones, wrong ones, one that torch refuses. In a process of its own, because
+    # Right ones, wrong ones, in lanes too, one that torch refuses. In a process of its own, because
     # torch's test modules change settings of torch when they are imported.
     names = [
         "cdist",
         "exp",
+        "index_fill",
         "linalg.solve",
         "matmul",
         "nn.functional.group_norm",

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from pureopt.derivatives import exact
-from tests.derivatives.exact_cases import CASES, Case, differentiated, words
+from tests.derivatives.exact_case import Case, differentiated, words
+from tests.derivatives.exact_cases import CASES
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "exact-derivatives.md"
 BEGIN, END = "<!-- matrix: begin -->\n", "<!-- matrix: end -->"

@@ -53,6 +53,16 @@ def regular(x):
     return x + 3 * torch.eye(x.shape[-1], dtype=x.dtype)
 
 
+def apart(x):
+    """A symmetric matrix whose eigenvalues are far from one another."""
+    return x + x.mT + skewed(torch.zeros_like(x))
+
+
+def skewed(x):
+    """A matrix whose eigenvalues are far from one another."""
+    return x + 6 * torch.diag(torch.arange(x.shape[-1], dtype=x.dtype))
+
+
 def positive(x):
     return x.exp() + 0.1
 
@@ -60,6 +70,12 @@ def positive(x):
 def wave(x):
     """Complex numbers away from zero and from the negative axis."""
     return torch.complex(x.cosh(), x.sin() + 0.5 * x)
+
+
+def hermitian(x):
+    """Not by `mH`, for which torch has no batching rule above first order."""
+    re, im = x.cosh(), x.sin() + 0.5 * x
+    return torch.complex(re + re.mT, im - im.mT)
 
 
 def real_part_of_cholesky(x):
@@ -319,6 +335,11 @@ MULTIVARIATE = [
         lambda x: torch.cholesky_solve(x, torch.linalg.cholesky(spd(x))),
         (3, 3),
     ),
+    row("pdist", lambda x: F.pdist(x, 3.0), (3, 2)),
+    row("eigh", lambda x: torch.linalg.eigh(apart(x))[1], (3, 3), compiled=True),
+    row("eigvalsh", lambda x: torch.linalg.eigvalsh(apart(x), UPLO="U"), (2, 2, 2)),
+    row("eig", lambda x: torch.linalg.eig(skewed(x))[1].real, (3, 3)),
+    row("eigvals", lambda x: torch.linalg.eigvals(skewed(x)).real, (3, 3)),
     row("lu-factor", lambda x: torch.linalg.lu_factor(regular(x))[0], (3, 3)),
     row(
         "lu-solve",
@@ -333,7 +354,19 @@ MULTIVARIATE = [
         ),
         (3, 3),
     ),
-    row("det", torch.linalg.det, (3, 3)),
+    row(
+        "complex-lu-solve",
+        lambda x: (
+            torch.linalg.lu_solve(
+                *torch.linalg.lu_factor(regular(wave(x))),
+                wave(2 * x),
+                left=False,
+                adjoint=True,
+            ).imag
+        ),
+        (3, 3),
+    ),
+    row("det", torch.linalg.det, (3, 3), compiled=True),
     row("slogdet", lambda x: torch.linalg.slogdet(x)[1], (3, 3)),
     row("logdet", lambda x: torch.logdet(spd(x)), (3, 3)),
     row("matrix-power", lambda x: torch.linalg.matrix_power(x, 5), (2, 2)),
@@ -423,6 +456,11 @@ MULTIVARIATE = [
     row("complex-norm", lambda x: torch.linalg.vector_norm(wave(x), dim=-1)),
     row("complex-var", lambda x: torch.var(wave(x), -1)),
     row("complex-slogdet", lambda x: torch.linalg.slogdet(wave(x))[1], (2, 2)),
+    row(
+        "complex-eigh",
+        lambda x: torch.linalg.eigh(hermitian(x))[1].abs(),
+        (2, 2),
+    ),
     row(
         "complex-cholesky",
         lambda x: torch.linalg.cholesky(wave(x) @ wave(x).mH + 2 * torch.eye(2)).real,

@@ -322,6 +322,10 @@ def draws(x):
     return F.dropout(x).sum()
 
 
+def looks_up(x):
+    return F.embedding(torch.tensor([0, 2]), x[:, None], sparse=True).exp().sum()
+
+
 def masks(x):
     return x[x > 0].sum()
 
@@ -492,7 +496,7 @@ CASES = [
     ]),
     ("a value that a derivative needs", "Compute a new", [(overwrites, reverse)]),
     ("zero tangent of forward mode", "`vhp`", [(entropy, forward_twice)]),
-    ("fewer dimensions", "`F.linear`", [(recurs, samples), (stores, lanes)]),
+    ("fewer dimensions", "`pureopt.derivatives.exact(f)`", [(recurs, samples), (stores, lanes)]),
     ("`gru`, which has no rule for vmap", "composition", [
         (recurs, lanes),
     ]),
@@ -511,6 +515,9 @@ CASES = [
     ("draws random numbers", "pureopt.random", [(draws, lanes), (draws, samples)]),
     ("shape depends on values", "`torch.where(mask, x, 0.0)`", [
         (masks, lanes), (masks, samples), (indices, lanes), (indices, samples),
+    ]),
+    ("sparse tensors", "Leave `sparse=True` out", [
+        (looks_up, samples), (looks_up, product),
     ]),
     ("`grid_sampler_2d`, which has no forward-mode", "`vhp`", [
         (grid, forward), (grid, product), (grid, columns),

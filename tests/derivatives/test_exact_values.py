@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
+import types
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.func import grad, jacfwd
 from torch.nn import functional as F
 
 from pureopt.derivatives import exact
+from pureopt.derivatives._exactness._scope import REPLACEMENTS
 from tests.derivatives.exact_calls import CALLS, INDEX, LABELS, V, X
 from tests.derivatives.row import randn
 
@@ -66,9 +69,18 @@ def test_a_function_with_out_is_that_of_torch():
     assert torch.equal(out, torch.linalg.vector_norm(V))
 
 
-def test_a_singular_system_raises_as_in_torch():
-    with pytest.raises(RuntimeError, match="is zero"):
-        exact(torch.linalg.solve)(torch.zeros(2, 2), torch.ones(2))
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_a_singular_system_raises_as_in_torch(batch):
+    system = torch.zeros(*batch, 2, 2), torch.ones(*batch, 2)
+    for f in (
+        torch.linalg.solve,
+        lambda a, b: torch.linalg.solve_ex(a, b, check_errors=True),
+    ):
+        with pytest.raises(torch.linalg.LinAlgError) as theirs:
+            f(*system)
+        with pytest.raises(torch.linalg.LinAlgError) as ours:
+            exact(f)(*system)
+        assert str(ours.value) == str(theirs.value)
     result, info = exact(torch.linalg.solve_ex)(torch.zeros(2, 2), torch.ones(2))
     assert info == 1
     assert not result.isfinite().all()
@@ -100,6 +112,30 @@ NAMED = {
 def test_arguments_have_the_names_and_defaults_of_torch(name):
     # Other orders of the same sums.
     torch.testing.assert_close(exact(NAMED[name])(X), NAMED[name](X))
+
+
+# Of torch's schemas; the second is also numpy's name, and taken for it.
+NAMES = {"self": "input", "axis": "dim"}
+
+
+def parameters(op):
+    return inspect.signature(REPLACEMENTS[op]).parameters.values()
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        f
+        for f in REPLACEMENTS
+        if isinstance(f, types.BuiltinFunctionType)
+        and all(p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD} for p in parameters(f))
+    ],
+    ids=lambda op: op.__name__,
+)
+def test_arguments_have_the_names_of_a_schema(op):
+    schemas = torch._C._jit_get_schemas_for_operator("aten::" + op.__name__)
+    names = [{NAMES.get(a.name, a.name) for a in s.arguments} for s in schemas]
+    assert {p.name for p in parameters(op)} - {"out"} in names
 
 
 Z = torch.complex(X, X.mT)
@@ -174,6 +210,16 @@ REFUSED = {
     "multi margin": lambda: F.multi_margin_loss(X, X),
     "multilabel margin": lambda: F.multilabel_margin_loss(X, LABELS[0]),
     "norm of integers": lambda: torch.linalg.vector_norm(LABELS),
+    "det": lambda: torch.linalg.det(X[:2]),
+    "det of a vector": lambda: torch.det(V),
+    "det of integers": lambda: torch.det(LABELS),
+    "slogdet": lambda: torch.slogdet(X[:2]),
+    "logdet": lambda: torch.logdet(X[:, :2]),
+    "solve": lambda: torch.linalg.solve(X[:2], V),
+    "solve, sizes": lambda: torch.linalg.solve(X, V[:2]),
+    "solve, a number": lambda: torch.linalg.solve(X, V[0]),
+    "solve, dtypes": lambda: torch.linalg.solve(X, V.float()),
+    "solve from the right": lambda: torch.linalg.solve(X, X[:, :2], left=False),
     "mask of integers": lambda: F.scaled_dot_product_attention(X, X, X, LABELS),
 }
 

@@ -46,7 +46,7 @@ FORBIDDEN = {
     "got `int(x)`": lambda x: x * int(x[0, 0]),
     "got an array of `x`": np.sin,
     "Join tensors with `torch.stack": lambda x: torch.tensor([x[0, 0], x[0, 1]]),
-    "got `torch.linalg.eigh`": lambda x: torch.linalg.eigh(x @ x.mT)[0],
+    "got `torch.linalg.svd`": lambda x: torch.linalg.svd(x)[1],
     "got `torch.Tensor.histc`": lambda x: x.histc(),
     "`size_average` or `reduce`": lambda x: F.mse_loss(x, x, size_average=True),
     "`torch.linalg.matrix_norm` with `ord=nuc`": lambda x: torch.linalg.norm(x, "nuc"),
@@ -64,6 +64,29 @@ def test_what_has_no_rule_is_named_with_a_way_out(words):
     # The fourth part: what to do.
     assert len(message.split(". ")) > 1 or "square" in words
     assert "functorch" not in message
+
+
+REFUSED = {
+    "huber": lambda x: F.huber_loss(x, x.mT, delta=0.0),
+    "cdist": lambda x: torch.cdist(x, x[:, :1]),
+    "grid": lambda x: F.grid_sample(x[None, None], x[None], align_corners=False),
+    "attention": lambda x: F.scaled_dot_product_attention(
+        x, x, x, torch.ones(3, 3).long()
+    ),
+    "labels": lambda x: F.multi_margin_loss(x, x),
+    "glu": F.glu,
+    "det": lambda x: torch.det(x[:2]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_torch_refuses_is_refused_in_its_words(name):
+    x = randn(3, 3)
+    with pytest.raises(RuntimeError) as theirs:
+        REFUSED[name](x)
+    with pytest.raises(RuntimeError) as ours:
+        jet(REFUSED[name], x, (x,))
+    assert str(theirs.value) in str(ours.value)
 
 
 @torch.library.custom_op("pureopt_tests::softcube", mutates_args=())

@@ -99,6 +99,16 @@ def transposed_convolutions():
     return of_module(net, randn(B, 4, 5, 4), randn(B, 2, 37, 31))
 
 
+def grouped_convolutions():
+    net = nn.Sequential(
+        nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
+        nn.Tanh(),
+        nn.Conv2d(6, 4, (3, 2), padding="same", dilation=2),
+    )
+    x, y = randn(B, 3, 4, 8, 9), randn(B, 3, 4, 4, 5, seed=1)
+    return of_module(net, x, y)
+
+
 def encoder(*, train):
     net = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
     return of_module(
@@ -258,6 +268,15 @@ def shared_bias():
     return Case(loss, {"w": randn(3, 4), "b": randn(3, seed=1)}, randn(B, 2, 4))
 
 
+def bias_of_one():
+    """One number for all outputs."""
+
+    def loss(p, x):
+        return F.linear(x, p["w"], p["b"]).tanh().sum()
+
+    return Case(loss, {"w": randn(3, 4), "b": randn(1, seed=1)}, randn(B, 2, 4))
+
+
 def weight_norm():
     net = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(3, 2))
     names = [f"0.parametrizations.weight.original{i}" for i in range(2)]
@@ -395,6 +414,7 @@ CASES = {
     "unbatched-convolutions": unbatched_convolutions,
     "volumes": volumes,
     "transposed-convolutions": transposed_convolutions,
+    "grouped-convolutions": grouped_convolutions,
     "encoder-train": lambda: encoder(train=True),
     "encoder-eval": lambda: encoder(train=False),
     "attention": attention,
@@ -412,6 +432,7 @@ CASES = {
     "lstm-cell": lambda: unrolled(nn.LSTMCell),
     "rows-of-one-weight": rows_of_one_weight,
     "shared-bias": shared_bias,
+    "bias-of-one": bias_of_one,
     "weight-norm": weight_norm,
     "constrained": constrained,
     "weight-decay": weight_decay,
@@ -573,6 +594,139 @@ def test_half_precision_is_summed_in_single():
     got = norms(w, x)
     assert got.dtype == torch.half
     assert torch.equal(got, torch.full_like(got, 500.0))
+
+
+def test_a_bias_in_half_precision_is_that_of_vmap_of_grad():
+    module = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2))
+    case = of_module(module, randn(B, 4), randn(B, 2))
+    args = tree_map(lambda t: t.bfloat16(), (case.params, *case.batch))
+    got = D.per_sample_grad_norms(case.loss)(*args)
+    want = torch.cat(reference(Case(case.loss, *args)), 1).float().norm(dim=1)
+    # A dozen roundings to 8 bits on the way, some of them of what is normalized: 0.05.
+    torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0)
+
+
+def convolved(case):
+    """In single precision, where the gradients are formed by torch's convolutions."""
+    args = tree_map(lambda t: t.float(), (case.params, *case.batch))
+    leaves = reference(case)
+    g = torch.cat(leaves, 1)
+    # Sums of a few hundred products of order one: 1e3 roundings.
+    close = {"rtol": 0, "atol": 1e-4 * float(g.square().sum(1).max())}
+    gram = D.grad_gram(case.loss)(*args)
+    torch.testing.assert_close(gram.double(), g @ g.mT, **close)
+    squares = tree_leaves(D.per_sample_squared_norms(case.loss)(*args))
+    variances = tree_leaves(D.grad_variance(case.loss)(*args))
+    for square, variance, leaf in zip(squares, variances, leaves, strict=True):
+        torch.testing.assert_close(square.double(), leaf.square().sum(1), **close)
+        torch.testing.assert_close(variance.double().reshape(-1), leaf.var(0), **close)
+    return args
+
+
+@pytest.mark.parametrize(
+    "make",
+    [unbatched_convolutions, volumes, transposed_convolutions, grouped_convolutions],
+)
+@pytest.mark.parametrize("budget", [1, _sums.BUDGET])
+def test_convolutions_in_single_precision_are_those_in_double(
+    make, budget, monkeypatch
+):
+    monkeypatch.setattr(_sums, "BUDGET", budget)
+    convolved(make())
+
+
+def test_a_penalty_on_norms_of_convolutions_in_single_precision_has_its_gradient():
+    case = grouped_convolutions()
+
+    def both(params, batch):
+        def penalty(p):
+            return D.per_sample_squared_norms(case.loss)(p, *batch)["0.weight"].sum()
+
+        direction = tree_map(torch.cos, params)
+        slope = jvp(penalty, (params,), (direction,))[1]
+        return [slope, *tree_leaves(grad(penalty)(params))]
+
+    params, *batch = convolved(case)
+    want = both(case.params, case.batch)
+    # As for the norms; the second derivative sums as many products again.
+    atol = 1e-4 * float(max(w.abs().max() for w in want))
+    for got, expected in zip(both(params, batch), want, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.compile
+def test_compiled_convolutions_in_single_precision_are_those_in_double():
+    case = grouped_convolutions()
+    args = convolved(case)
+    norms = D.per_sample_grad_norms(case.loss)
+    got = torch.compile(norms, fullgraph=True, backend="aot_eager")(*args)
+    want = torch.cat(reference(case), 1).norm(dim=1)
+    # As above: sums of a few hundred products.
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=0)
+
+
+def counted(loss):
+    """The loss, and a list that grows by one with each of its calls."""
+    calls = []
+
+    def counting(*args):
+        calls.append(0)
+        return loss(*args)
+
+    return counting, calls
+
+
+def test_a_second_call_with_tensors_alike_runs_the_loss_once():
+    case = mlp()
+    loss, calls = counted(case.loss)
+    norms = D.per_sample_grad_norms(loss)
+    norms(case.params, *case.batch)
+    first = len(calls)
+    params = tree_map(torch.sin, case.params)
+    batch = tree_map(lambda leaf: leaf[:3].cos(), case.batch)
+    got = norms(params, *batch)
+    assert (first, len(calls)) == (2, 3)
+    want = torch.cat(reference(Case(case.loss, params, *batch)), 1)
+    close(got, want.norm(dim=1))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda p, x: F.linear(x, p["w"]).tanh().sum(),
+        lambda p, x: F.linear(x[:1], p["w"], p["b"]).tanh().sum(),
+        lambda p, x: F.linear(x, p["w"], p["b"]).tanh().sum() + p["w"].sum(),
+        lambda p, x: F.linear(F.linear(x, p["w"], p["b"]), p["w"][:, :3]).sum(),
+    ],
+    ids=["fewer-uses", "other-shapes", "a-use-without-a-rule", "more-uses"],
+)
+def test_a_loss_that_has_become_another_one_is_looked_at_anew(other):
+    losses = [lambda p, x: F.linear(x, p["w"], p["b"]).tanh().sum()]
+    params, x = {"w": randn(3, 4), "b": randn(3, seed=1)}, randn(B, 2, 4)
+
+    def loss(p, x):
+        return losses[-1](p, x)
+
+    norms = D.per_sample_grad_norms(loss)
+    norms(params, x)
+    losses.append(other)
+    want = torch.cat(reference(Case(other, params, x)), 1)
+    close(norms(params, x), want.norm(dim=1))
+
+
+def test_a_loss_that_begins_to_write_to_its_sample_is_refused():
+    calls = []
+
+    def loss(w, x, y):
+        calls.append(0)
+        if len(calls) > 2:
+            y.add_(1)
+        return (x @ w).tanh()
+
+    norms = D.per_sample_grad_norms(loss)
+    norms(randn(3), randn(B, 3), randn(B))
+    with pytest.raises(po.DerivativeError, match="writes in place"):
+        norms(randn(3), randn(B, 3), randn(B))
 
 
 def product_of_leaves():

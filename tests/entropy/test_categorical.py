@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch.func import grad, jacfwd, jacrev, vmap
 
 from pureopt import PureoptError
+from pureopt.derivatives import nth_derivative
 from pureopt.entropy import categorical
 
 INF = math.inf
@@ -187,3 +188,15 @@ def test_no_sample_is_no_error():
 def test_lanes_may_be_mapped():
     x = torch.tensor([logits for logits, _ in EDGES.values()])
     assert torch.equal(vmap(categorical)(x), categorical(x))
+
+
+def test_taylor_mode_goes_through():
+    draw = torch.Generator().manual_seed(0)
+    x, v = torch.randn(2, 3, 5, dtype=torch.float64, generator=draw)
+    slope = lambda t: categorical(x + t * v).sum()  # noqa: E731
+    for order in range(1, 5):
+        t = torch.zeros((), dtype=torch.float64)
+        got = nth_derivative(lambda t: categorical(x + t * v).sum(), order)(t)
+        slope = grad(slope)
+        # Some ten terms for each of 15 numbers, of size one.
+        torch.testing.assert_close(got, slope(t), rtol=1e-12, atol=1e-12)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad, jacfwd, jacrev, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pureopt as po
@@ -117,6 +117,33 @@ def test_batches_and_vmap_are_loops(row, n):
     batching = next(i for i in INVARIANTS if i.name == "batching")
     case = Case(row.shape(fit(row, n)), (4,), seed=n)
     assert_holds(batching, probe(row, case, feasible(row, n, (4,), seed=7)))
+
+
+@rows
+@pytest.mark.parametrize("jacobian", [jacfwd, jacrev])
+def test_the_jacobian_of_a_lane_is_that_of_its_call(row, jacobian):
+    # torch 2.13: vmap(jacfwd(f)) and vmap(jacrev(f)) of systems whose matrix or whose
+    # right-hand side does not depend on the argument are off by powers of ten.
+    c = row.make()
+    y = feasible(row, 3, (3,), seed=8)
+    static = c.bind(y)
+    x = c.right_inverse(y, static)
+    if not ravel(x).numel():
+        return
+    for f, points in ((c.forward, x), (c.right_inverse, y)):
+        slopes = jacobian(f)
+        lanes = vmap(slopes)(points, static)
+        for k in range(3):
+            lane = tree_map(lambda t, k=k: t[k], (points, static))
+            for got, want in zip(
+                tree_leaves(lanes), tree_leaves(slopes(*lane)), strict=True
+            ):
+                # The same operations in batches: roundings times a condition below 1e3.
+                # Not finite is what has no derivative, as a rank that is too low.
+                size = want.abs().nan_to_num(0).max().item() if want.numel() else 0
+                torch.testing.assert_close(
+                    got[k], want, rtol=0, atol=1e-11 * max(size, 1), equal_nan=True
+                )
 
 
 @pytest.mark.parametrize(

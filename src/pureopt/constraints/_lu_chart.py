@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from pureopt._errors import ConstraintError, told
+from pureopt._lu import exchanges
 from pureopt.constraints._base import Constraint
 from pureopt.constraints._domains import VECTOR, Domain
 from pureopt.constraints._numeric import (
@@ -192,8 +193,7 @@ class LUForm(Constraint):
 def pivoted(a: Float[Tensor, "*batch n n"]) -> tuple[Tensor, Tensor]:
     """The permutation of :class:`LUStatic` and ``L``, ``U`` in one matrix."""
     lu, pivots, _ = torch.linalg.lu_factor_ex(a)
-    p, _, _ = torch.lu_unpack(lu, pivots, unpack_data=False)
-    return p.argmax(-1), lu
+    return exchanges(lu, pivots).argmax(-1), lu
 
 
 def eliminated(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:

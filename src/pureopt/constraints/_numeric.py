@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from pureopt._lu import lu_solve
+
 
 def scaled(x: Tensor, factor: float) -> Tensor:
     """``factor * x`` in the spelling that survives the compiler.
@@ -87,15 +89,11 @@ def inverse(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
 
 
 def solve(a: Float[Tensor, "*batch n n"], b: Tensor) -> Tensor:
-    """The ``X`` of ``A X = B`` by LU; not finite where ``a`` is singular.
-
-    ``b`` has no more batch dimensions than ``a``: torch's ``lu_solve`` would then give
-    wrong numbers under vmap.
-    """
-    # lu_solve, because linalg.solve and inv have wrong or slower second derivatives;
-    # lu_factor_ex, because lu_factor raises for all if one element is singular.
+    """The ``X`` of ``A X = B`` by LU; not finite where ``a`` is singular."""
+    # Not linalg.solve, whose second derivatives are wrong; lu_factor_ex, because
+    # lu_factor raises for all if one element is singular.
     lu, pivots, _ = torch.linalg.lu_factor_ex(a)
-    return torch.linalg.lu_solve(lu, pivots, b)
+    return lu_solve(lu, pivots, b)
 
 
 def matrix_exp(a: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:

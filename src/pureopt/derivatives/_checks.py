@@ -27,6 +27,7 @@ from pureopt._tree import (
 )
 from pureopt.derivatives._complaints import WRITES, explain
 from pureopt.derivatives._exactness import exact
+from pureopt.derivatives._stand_in import StandIn
 
 T = TypeVar("T")
 
@@ -168,7 +169,7 @@ def point(where: str, x: Any) -> None:
         TreeError: Names the first leaf that is not.
         DerivativeError: If it is a power series: the call stands inside Taylor mode.
     """
-    if any(type(leaf).__name__ == "Jet" for leaf in tree_leaves(x)):
+    if any(isinstance(leaf, StandIn) for leaf in tree_leaves(x)):
         raise DerivativeError(
             where,
             "be called outside of Taylor mode",

@@ -66,7 +66,7 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
         "one that writes in place a value to a tensor of fewer dimensions",
         (
             f"{_FRESH} Under vmap the recurrent layers and cells of `torch.nn` do it "
-            "inside: write the cell with `F.linear`."
+            "inside: differentiate `pureopt.derivatives.exact(f)`."
         ),
     ),
     (
@@ -104,6 +104,11 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
         r"operators that can (?:support|output) dynamic shape",
         "one with a result whose shape depends on values, such as `x[mask]`",
         "Use `torch.where(mask, x, 0.0)`, which keeps the shape.",
+    ),
+    (
+        r"'Sparse\w+' backend|_sparse_coo_tensor",
+        "one with sparse tensors, such as the gradient of an embedding",
+        "Leave `sparse=True` out.",
     ),
     (
         r"[Ff]orward AD with (?:aten::)?(\w+) that does not support it",

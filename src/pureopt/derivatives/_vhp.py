@@ -21,7 +21,7 @@ def vhp(f: Callable[[P], Tensor], x: P, v: P) -> P:
 
     The same numbers as :func:`hvp` at about the same cost, with the intermediate values
     of both passes in memory. For functions with an operation that has no forward mode,
-    such as the kernel of ``nn.LSTM`` on a CPU, and for two nested vmaps, where
+    such as an ``autograd.Function`` without ``jvp``, and for two nested vmaps, where
     ``torch.compile`` fails to trace forward mode.
 
     Args:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pureopt._errors import PureoptError
+from pureopt.derivatives._stand_in import StandIn
 
 
 def categorical(
@@ -82,7 +83,8 @@ def _share_infinities(x: Tensor) -> Tensor:
 
 def _check(logits: Tensor, dim: int) -> None:
     where = "categorical(logits=...)"
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
+    known = isinstance(logits, Tensor | StandIn)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not known or not logits.is_floating_point():
         got = getattr(logits, "dtype", f"`{type(logits).__name__}`")
         hint = "Counts become logits with `counts.double().log()`."
         raise PureoptError(where, "be a floating-point tensor", str(got), hint)

@@ -9,8 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pureopt.derivatives._exactness._numeric import RESULTS, Table
+from pureopt._lu import lu_solve
+from pureopt.derivatives._exactness._elementwise import sgn
+from pureopt.derivatives._exactness._numeric import RESULTS, Table, is_square
 from pureopt.derivatives._exactness._products import product
+from pureopt.derivatives._exactness._vector_norms import absolute
 
 # So many singular values may be zero where a determinant has right derivatives.
 _CORANK = 3
@@ -26,11 +29,14 @@ def det(A: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
     ``A``, and ``C`` is zero unless the singular value is: elsewhere ``B = A``. The second
     determinant, of a 3 x 3 matrix, is the polynomial that vanishes where ``A`` is singular.
     """
+    if not is_square(A):
+        return torch.linalg.det(A)  # which refuses it
     if not A.shape[-1]:
         return A.new_ones(A.shape[:-2])
     left, right = _deficiency(A.detach())
     lu, pivots, _ = torch.linalg.lu_factor_ex(A + left @ right)
-    small = right @ torch.linalg.lu_solve(lu, pivots, left)
+    # Not `@`, whose operands a compiler exchanges if one of them is a power series.
+    small = torch.matmul(right, lu_solve(lu, pivots, left))
     eye = torch.eye(small.shape[-1], dtype=small.dtype, device=small.device)
     by_cofactors = _cofactors(eye - small)
     return product(lu.diagonal(dim1=-2, dim2=-1)) * _parity(pivots, lu) * by_cofactors
@@ -66,10 +72,12 @@ def _parity(pivots: Tensor, like: Tensor) -> Tensor:
 
 def slogdet(A: Float[Tensor, "*batch n n"]) -> tuple[Tensor, Tensor]:
     r"""``torch.linalg.slogdet``: :math:`\sum_i \log |u_{ii}|`, and the sign of the product."""
+    if not is_square(A):
+        return torch.linalg.slogdet(A)  # which refuses it
     lu, pivots, _ = torch.linalg.lu_factor_ex(A)
     pivot = lu.diagonal(dim1=-2, dim2=-1)
-    sign = product(pivot.sgn()) * _parity(pivots, lu)
-    return RESULTS.linalg_slogdet((sign, pivot.abs().log().sum(-1)))
+    sign = product(sgn(pivot)) * _parity(pivots, lu)
+    return RESULTS.linalg_slogdet((sign, absolute(pivot).log().sum(-1)))
 
 
 def _named_input(f: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
@@ -83,6 +91,8 @@ def _named_input(f: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
 
 def logdet(input: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:  # noqa: A002
     """``torch.logdet``: NaN where the determinant is negative."""
+    if not is_square(input):
+        return torch.logdet(input)  # which refuses it
     sign, log_abs_det = slogdet(input)
     return log_abs_det + sign.log()
 

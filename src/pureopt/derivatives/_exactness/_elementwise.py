@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._exactness._numeric import KERNELS, Table
+from pureopt.derivatives._exactness._numeric import KERNELS, Table, spellings, squares
 
 
 def hardsigmoid(input: Tensor) -> Tensor:  # noqa: A002
@@ -33,9 +33,27 @@ def polar(abs: Tensor, angle: Tensor) -> Tensor:  # noqa: A002
     return torch.complex(abs * angle.cos(), abs * angle.sin())
 
 
+def sgn(input: Tensor) -> Tensor:  # noqa: A002
+    """``torch.sgn``: a complex number over its absolute value, and zero at zero."""
+    if not input.dtype.is_complex:
+        return torch.sgn(input)
+    size = input.detach().abs()
+    zero = size == 0
+    # Of another size it is the same: the squares of this one are near one.
+    unit = input / torch.where(zero, 1.0, size)
+    return torch.where(zero, 0.0, unit / torch.where(zero, 1.0, squares(unit)).sqrt())
+
+
+def native_dropout_backward(grad_output: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """``torch.ops.aten.native_dropout_backward``."""
+    return grad_output * mask * scale
+
+
 ELEMENTWISE: Table = {
+    **dict.fromkeys((torch.sgn, torch.Tensor.sgn), sgn),
     KERNELS.hardsigmoid: hardsigmoid,
     KERNELS.glu: glu,
     **dict.fromkeys((torch.copysign, torch.Tensor.copysign), copysign),
     torch.polar: polar,
+    **spellings("native_dropout_backward", native_dropout_backward),
 }

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from pureopt.derivatives._exactness._numeric import RESULTS, Table
+from pureopt._lu import lu_solve
+from pureopt.derivatives._exactness._numeric import RESULTS, Table, is_square
+
+_CHECK_ERRORS: Any = vars(torch)["_linalg_check_errors"]
 
 
 def solve(A: Float[Tensor, "*batch n n"], B: Tensor, *, left: bool = True) -> Tensor:
     """``torch.linalg.solve`` by an LU factorization."""
-    return solve_ex(A, B, left=left, check_errors=True)[0]
+    return _solved(A, B, left, "torch.linalg.solve")[0]
 
 
 def solve_ex(
@@ -25,14 +29,58 @@ def solve_ex(
     check_errors: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``torch.linalg.solve_ex`` by an LU factorization."""
+    checked_by = "torch.linalg.solve_ex" if check_errors else None
+    return RESULTS.linalg_solve_ex(_solved(A, B, left, checked_by))
+
+
+def _solved(
+    A: Tensor, B: Tensor, left: bool, checked_by: str | None
+) -> tuple[Tensor, Tensor]:
+    """The solution, and what LAPACK says, in an error of this function if there is one."""
+    if not _fit(A, B, left):
+        return torch.linalg.solve_ex(A, B, left=left)  # which refuses it
     vector = _is_vector(A, B)
-    lu, pivots, info = torch.linalg.lu_factor_ex(A, check_errors=check_errors)
+    lu, pivots, info = torch.linalg.lu_factor_ex(A)
+    if checked_by is not None:
+        _CHECK_ERRORS(info, checked_by, is_matrix=A.dim() == 2)  # noqa: PLR2004
     b = B.unsqueeze(-1) if vector else B
-    # Under vmap `lu_solve` gives wrong numbers where `b` has more dimensions than they.
-    batch = torch.broadcast_shapes(A.shape[:-2], b.shape[:-2])
-    lu, pivots = lu.expand(*batch, *lu.shape[-2:]), pivots.expand(*batch, -1)
-    x = torch.linalg.lu_solve(lu, pivots, b, left=left or vector)
-    return RESULTS.linalg_solve_ex((x.squeeze(-1) if vector else x, info))
+    x = linalg_lu_solve(lu, pivots, b, left=left or vector)
+    return x.squeeze(-1) if vector else x, info
+
+
+def _fit(A: Tensor, B: Tensor, left: bool) -> bool:
+    """Whether torch solves such a system."""
+    along = -1 if _is_vector(A, B) or not left else -2
+    return (
+        is_square(A)
+        and A.dtype == B.dtype
+        and B.dim() > 0
+        and B.shape[along] == A.shape[-1]
+    )
+
+
+def linalg_lu_solve(
+    LU: Float[Tensor, "*batch n n"],
+    pivots: Int[Tensor, "*batch n"],
+    B: Float[Tensor, "*batch n k"],
+    *,
+    left: bool = True,
+    adjoint: bool = False,
+) -> Tensor:
+    """``torch.linalg.lu_solve``, whose lanes are wrong under ``vmap``."""
+    factors = LU.conj() if adjoint else LU
+    if left:
+        return lu_solve(factors, pivots, B, transposed=adjoint)
+    return lu_solve(factors, pivots, B.mT, transposed=not adjoint).mT
+
+
+def torch_lu_solve(
+    input: Float[Tensor, "*batch n k"],  # noqa: A002
+    LU_data: Float[Tensor, "*batch n n"],
+    LU_pivots: Int[Tensor, "*batch n"],
+) -> Float[Tensor, "*batch n k"]:
+    """``torch.lu_solve``: the same."""
+    return lu_solve(LU_data, LU_pivots, input)
 
 
 def _is_vector(A: Tensor, B: Tensor) -> bool:
@@ -96,6 +144,15 @@ def _reflected(A: Tensor, tau: Tensor, c: Tensor, *, adjoint: bool) -> Tensor:
     return c
 
 
+def cholesky(
+    input: Float[Tensor, "*batch n n"],  # noqa: A002
+    upper: bool = False,
+) -> Float[Tensor, "*batch n n"]:
+    """``torch.cholesky``, by the function that replaced it."""
+    torch.cholesky(input.detach(), upper)  # which warns, and refuses in its words
+    return torch.linalg.cholesky_ex(input, upper=upper)[0]
+
+
 def cholesky_solve(
     input: Float[Tensor, "*batch n k"],  # noqa: A002
     input2: Float[Tensor, "*batch n n"],
@@ -137,9 +194,12 @@ LINALG: Table = {
     torch.linalg.solve: solve,
     torch.linalg.solve_ex: solve_ex,
     torch.linalg.tensorsolve: tensorsolve,
+    torch.linalg.lu_solve: linalg_lu_solve,
+    **dict.fromkeys((torch.lu_solve, torch.Tensor.lu_solve), torch_lu_solve),
     torch.linalg.householder_product: householder_product,
     **dict.fromkeys((torch.orgqr, torch.Tensor.orgqr), orgqr),
     **dict.fromkeys((torch.ormqr, torch.Tensor.ormqr), ormqr),
+    **dict.fromkeys((torch.cholesky, torch.Tensor.cholesky), cholesky),
     **dict.fromkeys(
         (torch.cholesky_solve, torch.Tensor.cholesky_solve), cholesky_solve
     ),

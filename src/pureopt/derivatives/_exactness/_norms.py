@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._exactness._numeric import Table, squares, widened
+from pureopt.derivatives._exactness._numeric import (
+    Table,
+    spellings,
+    squares,
+    widened,
+)
+
+_PRIVATE = vars(torch)
 
 
 def layer_norm(
@@ -89,6 +96,50 @@ def native_batch_norm(
     return y.to(input.dtype), mean, scale
 
 
+def native_batch_norm_legit(
+    input: Tensor,  # noqa: A002
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *rest: Any,
+    **named: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``torch._native_batch_norm_legit``: there may be no places for statistics."""
+    if not rest:
+        named = {"running_mean": None, "running_var": None, **named}
+    elif isinstance(rest[0], bool):
+        rest = (None, None, *rest)
+    return native_batch_norm(input, weight, bias, *rest, **named)
+
+
+def native_batch_norm_legit_no_training(
+    input: Tensor,  # noqa: A002
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``torch._native_batch_norm_legit_no_training``."""
+    statistics = running_mean, running_var
+    return native_batch_norm(input, weight, bias, *statistics, False, momentum, eps)
+
+
+def batch_norm_with_update(
+    input: Tensor,  # noqa: A002
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``torch.ops.aten._batch_norm_with_update``: and no reserve for its backward."""
+    statistics = running_mean, running_var
+    found = native_batch_norm(input, weight, bias, *statistics, True, momentum, eps)
+    return *found, torch.empty(0, dtype=torch.uint8, device=input.device)
+
+
 def instance_norm(
     input: Tensor,  # noqa: A002
     weight: Tensor | None,
@@ -159,4 +210,9 @@ NORMS: Table = {
     torch.batch_norm: batch_norm,
     torch.native_batch_norm: native_batch_norm,
     torch.instance_norm: instance_norm,
+    _PRIVATE["_native_batch_norm_legit"]: native_batch_norm_legit,
+    _PRIVATE["_native_batch_norm_legit_no_training"]: (
+        native_batch_norm_legit_no_training
+    ),
+    **spellings("_batch_norm_with_update", batch_norm_with_update),
 }

@@ -17,6 +17,12 @@ KERNELS: Any = vars(torch._C)["_nn"]  # noqa: SLF001
 RESULTS: Any = torch.return_types
 
 
+def spellings(name: str, composition: Callable[..., Any]) -> Table:
+    """The table of an operator that only ``torch.ops.aten`` has."""
+    operator: Any = getattr(torch.ops.aten, name)
+    return {operator: composition, operator.default: composition}
+
+
 def widened(x: Tensor) -> Tensor:
     """``x``; half precision in float32, in which torch's kernels compute it too."""
     return x.float() if x.dtype in {torch.float16, torch.bfloat16} else x
@@ -25,6 +31,11 @@ def widened(x: Tensor) -> Tensor:
 def is_inexact(x: Tensor) -> bool:
     """Whether there are numbers between the numbers: floating or complex."""
     return x.dtype.is_floating_point or x.dtype.is_complex
+
+
+def is_square(A: Tensor) -> bool:
+    """Whether these are matrices of which torch takes determinants and inverses."""
+    return A.dim() > 1 and A.shape[-2] == A.shape[-1] and is_inexact(A)
 
 
 def root(square: Tensor) -> Tensor:

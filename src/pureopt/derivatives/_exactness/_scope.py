@@ -11,7 +11,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pureopt.derivatives._exactness._attention import ATTENTION
-from pureopt.derivatives._exactness._bodies import BODIES
+from pureopt.derivatives._exactness._bags import BAGS
+from pureopt.derivatives._exactness._bodies import BODIES, WHOLE
+from pureopt.derivatives._exactness._ctc import CTC
 from pureopt.derivatives._exactness._determinants import DETERMINANTS
 from pureopt.derivatives._exactness._distances import DISTANCES
 from pureopt.derivatives._exactness._elementwise import ELEMENTWISE
@@ -19,7 +21,12 @@ from pureopt.derivatives._exactness._linalg import LINALG
 from pureopt.derivatives._exactness._losses import LOSSES
 from pureopt.derivatives._exactness._norms import NORMS
 from pureopt.derivatives._exactness._numeric import Table
+from pureopt.derivatives._exactness._placing import PLACING
 from pureopt.derivatives._exactness._products import PRODUCTS
+from pureopt.derivatives._exactness._recurrent import RECURRENT
+from pureopt.derivatives._exactness._sampling import SAMPLING
+from pureopt.derivatives._exactness._spectra import SPECTRA
+from pureopt.derivatives._exactness._transposed import TRANSPOSED
 from pureopt.derivatives._exactness._vector_norms import (
     REMEMBERED,
     VECTOR_NORMS,
@@ -33,14 +40,22 @@ R = TypeVar("R")
 # Every spelling of a function that a program may call, with its composition.
 REPLACEMENTS: Table = {
     **ATTENTION,
+    **BAGS,
+    **CTC,
     **DETERMINANTS,
     **DISTANCES,
     **ELEMENTWISE,
     **LINALG,
     **LOSSES,
     **NORMS,
+    **PLACING,
     **PRODUCTS,
+    **RECURRENT,
+    **SAMPLING,
+    **SPECTRA,
+    **TRANSPOSED,
     **VECTOR_NORMS,
+    **WHOLE,
 }
 
 # What torch also calls some arguments.

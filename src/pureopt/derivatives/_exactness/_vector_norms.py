@@ -47,7 +47,10 @@ REMEMBERED = _Remembered()
 def root_of(square: Tensor, dtype: torch.dtype) -> Tensor:
     """The root, for which :func:`power` will find the square."""
     y = root(square)
-    y = y if y.dtype == dtype else y.to(dtype)
+    return _remembered(y if y.dtype == dtype else y.to(dtype), square)
+
+
+def _remembered(y: Tensor, square: Tensor) -> Tensor:
     if REMEMBERED.scopes:
         REMEMBERED.scopes[-1].append((y, square))
     return y
@@ -74,8 +77,18 @@ def multiply(input: Any, other: Any) -> Tensor:  # noqa: A002
     return power(input, 2) if input is other else torch.mul(input, other)
 
 
+def absolute(input: Tensor) -> Tensor:  # noqa: A002
+    """``torch.abs``: of a complex number it is a norm, found where no square overflows."""
+    if not input.dtype.is_complex:
+        return torch.abs(input)
+    limits = torch.finfo(input.dtype)
+    scale = torch.abs(input.detach()).clamp(limits.tiny, limits.max)
+    x, y = input.real / scale, input.imag / scale
+    return _remembered(scale * root(x * x + y * y), squares(input))
+
+
 def vector_norm(
-    x: Tensor,
+    input: Tensor,  # noqa: A002
     ord: float = 2,  # noqa: A002
     dim: Dims = None,
     keepdim: bool = False,
@@ -87,7 +100,7 @@ def vector_norm(
     At zero the derivatives are zero. To those elsewhere an element that is zero adds
     nothing, unless ``p`` is even: then all of it is smooth.
     """
-    x = x if dtype is None else x.to(dtype)
+    x = input if dtype is None else input.to(dtype)
     if ord in {0, 1, torch.inf, -torch.inf} or not is_inexact(x):
         return torch.linalg.vector_norm(x, ord, dim, keepdim)
     real = x.real.dtype if x.dtype.is_complex else x.dtype
@@ -105,7 +118,7 @@ def _powers(x: Tensor, p: float) -> Tensor:
     """``|x|^p``: all derivatives at zero are zero, unless ``p`` is even."""
     if p > 0 and p % 2 == 0:
         return squares(x) ** (p / 2)
-    size = x.abs()
+    size = absolute(x)
     zero = size == 0
     return torch.where(
         zero, 0.0 if p > 0 else torch.inf, torch.where(zero, 1.0, size) ** p
@@ -119,7 +132,7 @@ def _dims(x: Tensor, dim: Dims) -> tuple[int, ...]:
 
 
 def matrix_norm(
-    A: Tensor,
+    input: Tensor,  # noqa: A002
     ord: float | str = "fro",  # noqa: A002
     dim: Sequence[int] = (-2, -1),
     keepdim: bool = False,
@@ -128,12 +141,12 @@ def matrix_norm(
 ) -> Tensor:
     """``torch.linalg.matrix_norm``; all but the Frobenius norm are torch's."""
     if ord == "fro":
-        return vector_norm(A, 2, dim, keepdim, dtype=dtype)
-    return torch.linalg.matrix_norm(A, ord, dim, keepdim, dtype=dtype)
+        return vector_norm(input, 2, dim, keepdim, dtype=dtype)
+    return torch.linalg.matrix_norm(input, ord, dim, keepdim, dtype=dtype)
 
 
 def norm(
-    A: Tensor,
+    input: Tensor,  # noqa: A002
     ord: float | str | None = None,  # noqa: A002
     dim: Dims = None,
     keepdim: bool = False,
@@ -142,11 +155,11 @@ def norm(
 ) -> Tensor:
     """``torch.linalg.norm``: of a vector, or of a matrix where an order is named for one."""
     if ord is None:
-        return vector_norm(A, 2, dim, keepdim, dtype=dtype)
-    dims = _dims(A, dim)
+        return vector_norm(input, 2, dim, keepdim, dtype=dtype)
+    dims = _dims(input, dim)
     if isinstance(ord, str) or len(dims) == 2:  # noqa: PLR2004
-        return matrix_norm(A, ord, dims, keepdim, dtype=dtype)
-    return vector_norm(A, ord, dim, keepdim, dtype=dtype)
+        return matrix_norm(input, ord, dims, keepdim, dtype=dtype)
+    return vector_norm(input, ord, dim, keepdim, dtype=dtype)
 
 
 def p_norm(
@@ -165,9 +178,9 @@ def p_norm(
     return vector_norm(input, order, dim, keepdim, dtype=dtype)
 
 
-def frobenius_norm(A: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
+def frobenius_norm(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:  # noqa: A002
     """``torch.frobenius_norm``."""
-    return vector_norm(A, 2, dim, keepdim)
+    return vector_norm(input, 2, dim, keepdim)
 
 
 def norm_except_dim(v: Tensor, pow: int = 2, dim: int = 0) -> Tensor:  # noqa: A002
@@ -176,7 +189,7 @@ def norm_except_dim(v: Tensor, pow: int = 2, dim: int = 0) -> Tensor:  # noqa: A
         return vector_norm(v, pow)
     others = [d for d in range(v.dim()) if d != dim % v.dim()]
     # Of a vector each element is a slice: of no dimensions the norm would be of all.
-    return vector_norm(v, pow, others, keepdim=True) if others else v.abs()
+    return vector_norm(v, pow, others, keepdim=True) if others else absolute(v)
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -197,6 +210,8 @@ def std_mean(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
 
 
 VECTOR_NORMS: Table = {
+    **dict.fromkeys((torch.abs, torch.absolute, torch.Tensor.abs), absolute),
+    **dict.fromkeys((torch.Tensor.absolute, torch.Tensor.__abs__), absolute),
     torch.linalg.vector_norm: vector_norm,
     torch.linalg.matrix_norm: matrix_norm,
     torch.linalg.norm: norm,

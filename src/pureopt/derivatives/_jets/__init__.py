@@ -17,11 +17,11 @@ from pureopt.derivatives._jets import (
     _piecewise,
     _pooling,
     _products,
-    _recurrent,
     _reductions,
     _shapes,
     _sorting,
     _special,
+    _spectra,
     _trigonometric,
 )
 

@@ -57,13 +57,16 @@ def aligned(*jets: Jet) -> list[Jet]:
     return [spread(x, shape) for x in jets]
 
 
-def linear(f: Callable[..., Any], *jets: Jet, value: Any = None) -> Any:
+def linear(
+    f: Callable[..., Any], *jets: Jet, value: Any = None, of_rows: bool = False
+) -> Any:
     """``f(*jets)`` for a function that is linear in all its arguments together.
 
     Args:
         f: May return a tuple or list of tensors.
         *jets: Its arguments.
         value: The coefficient of order zero, where a constant is added to it.
+        of_rows: Whether ``f`` maps over leading dimensions, as those of directions are.
     """
     if value is None:
         value = f(*(x.value for x in jets))
@@ -77,16 +80,20 @@ def linear(f: Callable[..., Any], *jets: Jet, value: Any = None) -> Any:
                 jets[0], value, [c if c is None else f(c) for c in coefficients]
             )
         now = [x.frozen() for x in jets]
-        terms = [later(jets[0], k, partial(_linear_at, f, now, k)) for k in orders]
+        terms = [
+            later(jets[0], k, partial(_linear_at, f, now, k, of_rows)) for k in orders
+        ]
         return like(jets[0], value, terms)
-    coefficients = [_linear_at(f, jets, k) for k in orders]
+    coefficients = [_linear_at(f, jets, k, of_rows) for k in orders]
     return type(value)(
         like(jets[0], v, [c if c is None else c[i] for c in coefficients])
         for i, v in enumerate(value)
     )
 
 
-def _linear_at(f: Callable[..., Any], jets: Sequence[Jet], k: int) -> Any:
+def _linear_at(
+    f: Callable[..., Any], jets: Sequence[Jet], k: int, of_rows: bool
+) -> Any:
     terms = [x.coefficient(k) for x in jets]
     if all(c is None for c in terms):
         return None
@@ -95,7 +102,7 @@ def _linear_at(f: Callable[..., Any], jets: Sequence[Jet], k: int) -> Any:
         torch.zeros_like(x.value) if c is None else c
         for x, c in zip(jets, terms, strict=True)
     ]
-    if has_lanes(jets[0], k):
+    if has_lanes(jets[0], k) and not of_rows:
         return vmap(f, in_dims=lanes)(*filled)
     return f(*filled)
 

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._exactness._numeric import squares
-from pureopt.derivatives._exactness._vector_norms import REMEMBERED, root_of
+from pureopt.derivatives._exactness._vector_norms import REMEMBERED, absolute
 from pureopt.derivatives._jets._algebra import (
     Series,
     aligned,
@@ -264,7 +263,7 @@ def _tensor_power(x: Jet, p: Tensor) -> Jet:
 @rule("abs", "absolute", "__abs__")
 def abs_(x: Jet) -> Jet:
     if x.dtype.is_complex:
-        return root_of(squares(x), x.value.real.dtype)
+        return absolute(x)
     sign = torch.sign(x.value)
     return linear(lambda u: u * sign, x)
 

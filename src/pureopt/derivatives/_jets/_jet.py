@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pureopt._errors import DerivativeError
 from pureopt.derivatives._exactness._vector_norms import REMEMBERED
+from pureopt.derivatives._stand_in import StandIn
 
 Coefficient: TypeAlias = Tensor | None
 """A coefficient of a series; ``None`` is zero, known as such before anything runs."""
@@ -67,7 +68,7 @@ def _by_identity(func: Callable[..., Any]) -> Rule | None:
     return None
 
 
-class Jet:
+class Jet(StandIn):
     r"""A power series :math:`x(t) = x_0 + x_1 t + \dots + x_K t^K` in the place of a tensor.
 
     Inside :func:`jet`, the function sees its arguments as jets: every torch function

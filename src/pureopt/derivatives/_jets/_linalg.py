@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pureopt import _lu
 from pureopt._errors import DerivativeError, told
 from pureopt.derivatives._jets._algebra import (
     bilinear_term,
@@ -91,10 +92,7 @@ def solve(A: Any, B: Any, *, left: bool = True) -> Any:
     packed, pivots = torch.linalg.lu_factor(a.value)
 
     def back(c: Tensor) -> Tensor:
-        # Expanded, because under vmap the kernel broadcasts its arguments wrongly.
-        batch = c.shape[:-2]
-        factors = packed.expand(*batch, -1, -1), pivots.expand(*batch, -1)
-        return torch.linalg.lu_solve(*factors, c)
+        return _lu.lu_solve(packed, pivots, c)
 
     return _solved(a, _batched(a, b), back)
 
@@ -200,28 +198,6 @@ def lu_factor_ex(
 @rule("lu_factor")
 def lu_factor(A: Jet, *, pivot: bool = True) -> LuFactor:
     return LuFactor(*lu_factor_ex(A, pivot=pivot, check_errors=True)[:2])
-
-
-@rule("linalg.lu_solve")
-def lu_solve(
-    LU: Any, pivots: Tensor, B: Any, *, left: bool = True, adjoint: bool = False
-) -> Any:
-    if not left:
-        return lu_solve(LU, pivots, B.mT, adjoint=not adjoint).mT
-    first = belongs(LU, B)
-    a, b = lift(first, LU), lift(first, B)
-    # Without the data no more is done than to read the exchanges as a matrix.
-    P = torch.lu_unpack(value_of(LU), pivots, unpack_data=False)[0].to(a.dtype)
-    lower, upper = torch.tril(a), torch.triu(a)
-    if adjoint:
-        half = solve_triangular(upper.mT, b, upper=False)
-        return torch.matmul(
-            P, solve_triangular(lower.mT, half, upper=True, unitriangular=True)
-        )
-    half = solve_triangular(
-        lower, torch.matmul(P.mT, b), upper=False, unitriangular=True
-    )
-    return solve_triangular(upper, half, upper=True)
 
 
 @rule("matrix_power")

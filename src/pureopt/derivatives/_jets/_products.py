@@ -37,19 +37,32 @@ def _bilinear_rule(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _op in spellings(
-    "matmul", "mm", "bmm", "mv", "dot", "vdot", "inner", "outer", "ger",
+    "mm", "bmm", "mv", "dot", "vdot", "inner", "outer", "ger",
     "kron", "tensordot", "vecdot", "linalg.vecdot", "cross", "linalg.cross",
 ):  # fmt: skip
     RULES[_op] = _bilinear_rule(_op)
+
+
+@rule("__rmatmul__")
+def rmatmul(b: Any, a: Any) -> Any:
+    return torch.matmul(a, b)
+
+
+def matmul(input: Any, other: Any) -> Any:  # noqa: A002
+    """Where the second factor is one constant matrix, it is that of all directions."""
+    if isinstance(input, Jet) and isinstance(other, Tensor) and other.dim() <= 2:  # noqa: PLR2004
+        return linear(lambda c: torch.matmul(c, other), input, of_rows=True)
+    return multiply(torch.matmul, input, other)
 
 
 def _matmul_method(input: Any, other: Any) -> Any:  # noqa: A002
     """The compiler of torch 2.13 shows ``jet @ tensor`` as ``tensor.matmul(jet)``."""
     if torch.compiler.is_compiling() and not isinstance(input, Jet):
         input, other = _ordered(input, other)  # noqa: A001
-    return multiply(torch.matmul, input, other)
+    return matmul(input, other)
 
 
+RULES[torch.matmul] = matmul
 RULES[Tensor.matmul] = RULES[Tensor.__matmul__] = _matmul_method
 
 
@@ -70,16 +83,11 @@ def _fit(a: Any, b: Any) -> bool:
     return a.shape[-1] == b.shape[-1 if b.ndim == 1 else -2]
 
 
-@rule("__rmatmul__")
-def rmatmul(b: Any, a: Any) -> Any:
-    return multiply(torch.matmul, a, b)
-
-
 @rule("linear")
 def linear_(input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: A002
     if isinstance(input, Jet) and not isinstance(weight, Jet) | isinstance(bias, Jet):
         value = F.linear(input.value, weight, bias)
-        return linear(lambda c: F.linear(c, weight), input, value=value)
+        return linear(lambda c: F.linear(c, weight), input, value=value, of_rows=True)
     y = multiply(F.linear, input, weight)
     return y if bias is None else y + bias
 

@@ -14,7 +14,7 @@ from pureopt._tree import check_params, tree_flatten, tree_leaves, tree_unflatte
 from pureopt._typing import P
 from pureopt.derivatives._per_sample import _sums
 from pureopt.derivatives._per_sample._opaque import Opaque
-from pureopt.derivatives._per_sample._record import record
+from pureopt.derivatives._per_sample._record import Plans, record
 
 
 class Seen(NamedTuple):
@@ -25,7 +25,7 @@ class Seen(NamedTuple):
     Attributes:
         leaves: The leaves of the parameters, in the dtype of the sums.
         uses: The recorded uses of each leaf; ``None`` where it has none.
-        guards: What to add to the results of a leaf: 0, or NaN.
+        leaks: Of each leaf, whether it was used unseen; ``None`` if it is not recorded.
         opaque: The leaves that were not recorded.
         samples: How many samples there are.
         dtype: The widest of the parameters, for results.
@@ -33,24 +33,44 @@ class Seen(NamedTuple):
 
     leaves: list[Tensor]
     uses: list[_sums.Leaf | None]
-    guards: list[Tensor]
+    leaks: list[Tensor | None]
     opaque: Opaque
     samples: int
     dtype: torch.dtype
 
+    @property
+    def guards(self) -> list[Tensor]:
+        """What to add to the results of each leaf: 0, or NaN if it was used unseen."""
+        return [
+            leaf.new_zeros(()) if leak is None else _guard(leak, leaf)
+            for leaf, leak in zip(self.leaves, self.leaks, strict=True)
+        ]
+
+    def guard(self) -> Tensor:
+        """What to add to a sum over the leaves."""
+        leaks = [leak for leak in self.leaks if leak is not None]
+        like = self.leaves[0]
+        return _guard(torch.stack(leaks).any(), like) if leaks else like.new_zeros(())
+
     def squared_norms(self) -> list[Tensor]:
         """For each leaf ``(samples,)``."""
-        norms = [
+        pairs = zip(self._squares(), self.guards, strict=True)
+        return [squares + guard for squares, guard in pairs]
+
+    def squared_norm(self) -> Tensor:
+        """``(samples,)``, the sum over the leaves."""
+        return torch.stack(self._squares()).sum(0) + self.guard()
+
+    def _squares(self) -> list[Tensor]:
+        squares = [
             leaf.new_zeros(self.samples) if uses is None else _sums.squared_norms(uses)
             for leaf, uses in zip(self.leaves, self.uses, strict=True)
         ]
-        norms = [n + guard for n, guard in zip(norms, self.guards, strict=True)]
         if self.opaque.chosen:
-            for i, n in zip(
-                self.opaque.chosen, self.opaque.squared_norms(), strict=True
-            ):
-                norms[i] = n
-        return norms
+            pairs = zip(self.opaque.chosen, self.opaque.squared_norms(), strict=True)
+            for i, square in pairs:
+                squares[i] = square
+        return squares
 
     def gram(self) -> Tensor:
         """``(samples, samples)``, the sum over the leaves."""
@@ -58,7 +78,7 @@ class Seen(NamedTuple):
         if self.opaque.chosen:
             parts.append(self.opaque.gram())
         parts.append(self.leaves[0].new_zeros(self.samples, self.samples))
-        return sum(parts[1:], parts[0]) + sum(self.guards[1:], self.guards[0])
+        return sum(parts[1:], parts[0]) + self.guard()
 
     def moments(self) -> list[tuple[Tensor, Tensor]]:
         """Mean and unbiased variance of each leaf."""
@@ -84,15 +104,15 @@ class Seen(NamedTuple):
         """The sum of the squared norms, and the squared norm of the mean."""
         b = self.samples
         pairs = [
-            (_sums.squared_norms(uses).sum() + guard, _sums.mean(uses).square().sum())
-            for uses, guard in zip(self.uses, self.guards, strict=True)
+            (_sums.squared_norms(uses).sum(), _sums.mean(uses).square().sum())
+            for uses in self.uses
             if uses is not None
         ]
         if self.opaque.chosen:
             for mean, deviations in self.opaque.moments():
                 signal = mean.square().sum()
                 pairs.append((deviations.sum() + b * signal, signal))
-        nothing = sum(self.guards[1:], self.guards[0])
+        nothing = self.guard()
         pairs.append((nothing, nothing))
         squares, signals = zip(*pairs, strict=True)
         return torch.stack(squares).sum(), torch.stack(signals).sum()
@@ -104,8 +124,17 @@ def see(
     params: Any,
     batch: tuple[Any, ...],
     at_least: int = 1,
+    plans: Plans | None = None,
 ) -> Seen:
     """Record a batch.
+
+    Args:
+        where: The public call, for messages.
+        loss: The loss of one sample.
+        params: The parameters.
+        batch: Trees of tensors with the samples in dimension 0.
+        at_least: How many samples are needed.
+        plans: What is known from the call before.
 
     Raises:
         TreeError: If ``params`` holds something else than floating tensors.
@@ -116,14 +145,18 @@ def see(
     samples = count(where, batch, at_least)
     leaves = [_sums.wide(leaf) for leaf in tree_leaves(params)]
     dtype = reduce(torch.promote_types, [leaf.dtype for leaf in tree_leaves(params)])
-    recording = record(f"{where}(loss=...)", loss, params, batch)
+    recording = record(f"{where}(loss=...)", loss, params, batch, plans or Plans())
     uses = [
         _sums.Leaf(leaf, recorded, samples) if recorded else None
         for leaf, recorded in zip(leaves, recording.leaves, strict=True)
     ]
     hidden = [i for i, recorded in enumerate(recording.leaves) if recorded is None]
     opaque = Opaque(f"{where}(loss=...)", loss, params, batch, samples, hidden)
-    return Seen(leaves, uses, recording.guards, opaque, samples, dtype)
+    return Seen(leaves, uses, recording.leaks, opaque, samples, dtype)
+
+
+def _guard(leak: Tensor, like: Tensor) -> Tensor:
+    return torch.where(leak, torch.nan, 0.0).to(like.dtype)
 
 
 def like_leaves(params: P, values: list[Tensor]) -> P:

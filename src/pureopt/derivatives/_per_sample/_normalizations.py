@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pureopt.derivatives._per_sample._uses import Elementwise
 
 if TYPE_CHECKING:
-    from pureopt.derivatives._per_sample._record import Scope
+    from pureopt.derivatives._per_sample._scope import Scope
 
 
 def layer_norm(
@@ -97,13 +97,13 @@ def _affine(
     out = normal
     if weight is not None:
         out = out * scope.value(weight).reshape(view)
-    if bias is not None:
-        out = out + scope.value(bias).reshape(view)
+    if bias is not None and not b:
+        out = out + bias.reshape(view)
     if w:
         scope.add(Elementwise(w.part, scope.save(normal), scope.tap, view))
     if b:
         scope.add(Elementwise(b.part, -1, scope.tap, view))
-    return scope.tapped(out)
+    return scope.tapped(out, b, view)
 
 
 NORMALIZATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

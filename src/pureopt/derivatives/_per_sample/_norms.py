@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pureopt._typing import P
 from pureopt.derivatives._per_sample._batch import like_leaves, see
+from pureopt.derivatives._per_sample._record import Plans
 
 
 def per_sample_grad_norms(
@@ -30,7 +31,7 @@ def per_sample_grad_norms(
 
     Linear and transposed linear maps, products with matrices, convolutions (transposed,
     grouped), embeddings, layer, group, RMS and (in eval mode) batch norm, multi-head
-    attention, recurrent cells, and biases and scales of what depends on the sample have
+    attention, recurrent layers, and biases and scales of what depends on the sample have
     rules. A leaf of ``params`` with another use, such as a penalty or a
     reparametrization, is differentiated sample by sample, some samples at a time; all
     leaves are, if ``loss`` itself applies transforms of ``torch.func``. A use that
@@ -70,10 +71,11 @@ def per_sample_grad_norms(
         >>> po.derivatives.per_sample_grad_norms(loss)(torch.zeros(2), x)
         tensor([5., 2.])
     """
+    plans = Plans()
 
     def norms_of_loss(params: Any, *batch: Any) -> Float[Tensor, "samples"]:
-        seen = see("per_sample_grad_norms", loss, params, batch)
-        squares = torch.stack(seen.squared_norms()).sum(0)
+        seen = see("per_sample_grad_norms", loss, params, batch, plans=plans)
+        squares = seen.squared_norm()
         positive = squares > 0
         root = torch.where(positive, squares, 1.0).sqrt()
         # Not zero where it is NaN.
@@ -114,9 +116,10 @@ def per_sample_squared_norms(loss: Callable[..., Tensor]) -> Callable[..., Any]:
         >>> po.derivatives.per_sample_squared_norms(loss)(params, x)
         {'w': tensor([25.,  4.]), 'b': tensor([81.,  0.])}
     """
+    plans = Plans()
 
     def squares_of_loss(params: P, *batch: Any) -> P:
-        seen = see("per_sample_squared_norms", loss, params, batch)
+        seen = see("per_sample_squared_norms", loss, params, batch, plans=plans)
         return like_leaves(params, seen.squared_norms())
 
     return squares_of_loss

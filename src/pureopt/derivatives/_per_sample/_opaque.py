@@ -14,6 +14,7 @@ from torch.func import grad, vmap
 
 from pureopt._tree import tree_flatten, tree_map, tree_unflatten
 from pureopt.derivatives import _checks
+from pureopt.derivatives._exactness._recurrent import unrolled
 from pureopt.derivatives._per_sample._sums import portions, wide
 
 
@@ -35,7 +36,7 @@ class Opaque(NamedTuple):
             inner = list(leaves)
             for i, leaf in zip(self.chosen, values, strict=True):
                 inner[i] = leaf
-            loss = self.loss(tree_unflatten(structure, inner), *sample)
+            loss = unrolled(self.loss)(tree_unflatten(structure, inner), *sample)
             return _checks.scalar(self.where, loss)
 
         part = tree_map(lambda leaf: leaf[lo:hi], self.batch)

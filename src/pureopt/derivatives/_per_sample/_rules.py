@@ -23,7 +23,7 @@ from pureopt.derivatives._per_sample._uses import (
 )
 
 if TYPE_CHECKING:
-    from pureopt.derivatives._per_sample._record import Known, Scope
+    from pureopt.derivatives._per_sample._scope import Known, Scope
 
 _MATRIX = 2  # dimensions
 
@@ -38,12 +38,15 @@ def linear(
     if scope.find(input):
         return NotImplemented
     w, b = scope.find(weight), scope.find(bias)
-    out = F.linear(input, scope.value(weight), scope.value(bias))
+    # The tap adds it: one pass over the output instead of two.
+    by_tap = b if b and 0 < b.tensor.dim() == weight.dim() - 1 else None
+    rest = None if by_tap else scope.value(bias)
+    out = F.linear(input, scope.value(weight), rest)
     if w:
         scope.add(Product(w.part, scope.save(input), scope.tap))
     if b:
         scope.add(_bias(scope, b))
-    return scope.tapped(out)
+    return scope.tapped(out, by_tap)
 
 
 def matmul(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,12 +44,19 @@ class Leaf(NamedTuple):
         return len(self.factored) == len(self.uses)
 
     @property
+    def direct(self) -> bool:
+        """All uses form the gradients without their factors."""
+        return all(use.direct(saved, delta) for use, saved, delta in self.factored)
+
+    @property
     def lookups(self) -> bool:
         """All uses read rows of a table."""
         return all(isinstance(recorded.use, Lookup) for recorded in self.uses)
 
     def part(self, lo: int, hi: int) -> Leaf:
         """Some of the samples."""
+        if (lo, hi) == (0, self.samples):
+            return self
         uses = [
             Recorded(use, saved[lo:hi], delta[lo:hi]) for use, saved, delta in self.uses
         ]
@@ -63,23 +70,23 @@ class Leaf(NamedTuple):
     def factors(self) -> tuple[Tensor, Tensor]:
         """The outer products: ``(samples, groups, t, m)`` and ``(samples, groups, t, n)``."""
         both = [use.factors(saved, delta) for use, saved, delta in self.factored]
-        left, right = (torch.cat(factors, 2) for factors in zip(*both, strict=True))
+        left, right = (_joined(factors, 2) for factors in zip(*both, strict=True))
         return left.to(self.like.dtype), right.to(self.like.dtype)
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Of lookups the rows, ``(samples, 1, t)``, and the gradients there."""
         both = [u.rows(s, d) for u, s, d in self.uses if isinstance(u, Lookup)]
         ids, right = zip(*both, strict=True)
-        return torch.cat(ids, 2), torch.cat(right, 2).to(self.like.dtype)
+        return _joined(ids, 2), _joined(right, 2).to(self.like.dtype)
 
     def dense(self, rows: slice = slice(None)) -> Tensor:
         """The gradients, ``(samples, groups, rows, n)``, portion by portion."""
         g, m, n = self.blocks
         height = len(range(*rows.indices(m)))
         numbers = g * (height * n + self.positions * (m + n))
-        return torch.cat([part.at_once(rows) for part in self.portions(numbers)])
+        return _joined([part.at_once(rows) for part in self.portions(numbers)])
 
-    def at_once(self, rows: slice) -> Tensor:
+    def at_once(self, rows: slice = slice(None)) -> Tensor:
         """The gradients, ``(samples, groups, rows, n)``."""
         first, *rest = (
             use.dense(saved, delta, self.blocks, rows).to(self.like.dtype)
@@ -92,6 +99,11 @@ class Leaf(NamedTuple):
         g, m, n = self.blocks
         for lo, hi in portions(m, self.samples * g * n):
             yield slice(lo, hi)
+
+
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """One after the other; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -113,12 +125,12 @@ def squared_norms(leaf: Leaf) -> Tensor:
     """
     g, m, n = leaf.blocks
     t = leaf.positions
-    if leaf.pairs and (leaf.lookups or t * (m + n) <= m * n + m + n):
+    formed = (m * n) // 2 if leaf.direct else m * n + m + n
+    if leaf.pairs and (leaf.lookups or t * (m + n) <= formed):
         parts = leaf.portions(g * t * (2 * t + m + n))
-        return torch.cat([_paired_norms(part) for part in parts])
+        return _joined([_paired_norms(part) for part in parts])
     parts = leaf.portions(g * (m * n + t * (m + n)))
-    dense = (part.at_once(slice(None)) for part in parts)
-    return torch.cat([x.square().sum((1, 2, 3)) for x in dense])
+    return _joined([part.at_once().square().sum((1, 2, 3)) for part in parts])
 
 
 def _paired_norms(leaf: Leaf) -> Tensor:
@@ -139,7 +151,7 @@ def gram(leaf: Leaf) -> Tensor:
     t, b = leaf.positions, leaf.samples
     if leaf.pairs and t * t * (m + n) <= m * n:
         parts = leaf.portions(2 * g * t * b * t)
-        return torch.cat([_paired_gram(part, leaf) for part in parts])
+        return _joined([_paired_gram(part, leaf) for part in parts])
     total = leaf.like.new_zeros(b, b)
     for rows in leaf.bands():
         x = leaf.dense(rows).reshape(b, -1)
@@ -187,4 +199,4 @@ def variance(leaf: Leaf) -> Tensor:
     for rows in leaf.bands():
         x = leaf.dense(rows)
         bands.append((x - x.mean(0)).square().sum(0) / (b - 1))
-    return torch.cat(bands, 1).reshape(-1)
+    return _joined(bands, 1).reshape(-1)

@@ -15,15 +15,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 Blocks: TypeAlias = tuple[int, int, int]
+
+_WEIGHT_GRADS: dict[int, Callable[..., Tensor]] = {
+    1: conv1d_weight,
+    2: conv2d_weight,
+    3: conv3d_weight,
+}
 
 
 class Part(NamedTuple):
@@ -97,6 +104,11 @@ class Factored(Use):
     @abstractmethod
     def positions(self, saved: Tensor, delta: Tensor) -> int:
         """How many outer products there are in a sample."""
+
+    def direct(self, saved: Tensor, delta: Tensor) -> bool:
+        """The gradients are formed without their factors, about twice as fast."""
+        del saved, delta
+        return False
 
     @abstractmethod
     def factors(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,30 +190,61 @@ class Convolution(Factored):
         space = len(self.stride)
         return math.prod(small.shape[1 : -space - 1]) * math.prod(small.shape[-space:])
 
+    def direct(self, saved: Tensor, delta: Tensor) -> bool:
+        plain = delta.dtype == saved.dtype == torch.float32
+        return plain and delta.device.type == "cpu" and delta.numel() > 0
+
+    def dense(
+        self, saved: Tensor, delta: Tensor, blocks: Blocks, rows: slice
+    ) -> Tensor:
+        if not self.direct(saved, delta):
+            return super().dense(saved, delta, blocks, rows)
+        left, image = self._sides(saved, delta)
+        left, space = left[:, :, :, rows], len(self.stride)
+        b, within, g, m = left.shape[:4]
+        # A group of channels for each sample, and the batch is that within a sample.
+        left = left.transpose(0, 1).reshape(within, b * g * m, *left.shape[-space:])
+        image = image.transpose(0, 1).flatten(1, 3)
+        size = b * g * m, *self.part.shape[1:]
+        grads = _WEIGHT_GRADS[space](
+            image, size, left, self.stride, 0, self.dilation, b * g
+        )
+        return grads.reshape(b, g, m, blocks[2])
+
     def factors(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        left, image = self._sides(saved, delta)
+        space, t = len(self.stride), self.positions(saved, delta)
+        for i, (s, d) in enumerate(zip(self.stride, self.dilation, strict=True)):
+            span = (self.part.shape[2 + i] - 1) * d + 1
+            image = image.unfold(4 + i, span, s)[..., ::d]
+        # Channel and kernel, as in the memory of the weight, and positions last: copied
+        # in this order there are runs of neighbors to copy.
+        places, kernel = range(4, 4 + space), range(-space, 0)
+        image = image.movedim(tuple(kernel), tuple(places)).movedim(1, 3 + space)
+        b, (g, m, n) = left.shape[0], self.blocks()
+        left = left.movedim(1, 3).reshape(b, g, m, t)
+        return left.mT, image.reshape(b, g, n, t).mT
+
+    def _sides(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and image: ``(samples, batch within, groups, channels, space)``.
+
+        The image has its padding, and nothing that no position reads.
+        """
         rows, image = (saved, delta) if self.transposed else (delta, saved)
         space = len(self.stride)
-        b, size, t = rows.shape[0], rows.shape[-space:], self.positions(saved, delta)
-        within = math.prod(rows.shape[1 : -space - 1])
-        # (samples, batch within a sample, groups, channels, space)
-        rows = rows.reshape(
-            b, within, self.groups, rows.shape[-space - 1] // self.groups, *size
-        )
-        image = F.pad(image, [p for pair in reversed(self.padding) for p in pair])
+        size, kernel = rows.shape[-space:], self.part.shape[2:]
+        edges = [p for pair in reversed(self.padding) for p in pair]
+        image = F.pad(image, edges) if any(edges) else image
         for i, (s, d) in enumerate(zip(self.stride, self.dilation, strict=True)):
-            k, dim = self.part.shape[2 + i], i - space - i
-            image = image.unfold(dim, (k - 1) * d + 1, s)[..., ::d].narrow(
-                dim - 1, 0, size[i]
-            )
-        channels = image.shape[-2 * space - 1] // self.groups
-        image = image.reshape(
-            b, within, self.groups, channels, *image.shape[-2 * space :]
-        )
-        left = rows.movedim(3, -1).movedim(2, 1)
-        # Positions first, then channel and kernel, as in the memory of the weight.
-        right = image.movedim(3, -space - 1).movedim(2, 1)
-        g, m, n = self.blocks()
-        return left.reshape(b, g, t, m), right.reshape(b, g, t, n)
+            length = (size[i] - 1) * s + (kernel[i] - 1) * d + 1
+            image = image.narrow(i - space, 0, max(0, length))
+        return self._grouped(rows), self._grouped(image)
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        space = len(self.stride)
+        within = math.prod(x.shape[1 : -space - 1])
+        channels = x.shape[-space - 1] // self.groups
+        return x.reshape(x.shape[0], within, self.groups, channels, *x.shape[-space:])
 
 
 @final

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pureopt._typing import P
 from pureopt.derivatives._per_sample._batch import like_leaves, see
+from pureopt.derivatives._per_sample._record import Plans
 
 
 def grad_variance(loss: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -43,9 +44,10 @@ def grad_variance(loss: Callable[..., Tensor]) -> Callable[..., Any]:
         >>> po.derivatives.grad_variance(loss)(torch.zeros(2), x)
         tensor([4.5000, 2.0000])
     """
+    plans = Plans()
 
     def variance_of_loss(params: P, *batch: Any) -> P:
-        seen = see("grad_variance", loss, params, batch, at_least=2)
+        seen = see("grad_variance", loss, params, batch, at_least=2, plans=plans)
         variances = [variance for _, variance in seen.moments()]
         return like_leaves(params, variances)
 
