@@ -92,7 +92,8 @@ def judge(
 
 
 def _floats(f: Callable[..., Any]) -> Function:
-    return lambda *x: tuple(outputs(f(*x)))
+    # `vmap` has no imaginary part of what is conjugate.
+    return lambda *x: tuple(outputs([y.resolve_conj() for y in f(*x)]))
 
 
 def _choices(f: Function, start: Tensors) -> Iterator[Lanes]:

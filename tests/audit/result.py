@@ -42,9 +42,9 @@ numbers are wrong, and nothing says so. `make audit` compares every nesting of `
 `jvp` up to order {order} of the operations in torch's own test database with differences
 of values, as [`audit`](../reference/derivatives.md) does for your function, each at up to
 four samples of arguments. It also compares `vmap` with loops: there, some are wrong at
-first order already. This page is written by it, for torch {torch}. Of {number} operations,
-{wrong} are wrong in a word and {left} under `exact`; in the lanes of `vmap`, {wrong_lanes}
-are wrong and {left_lanes} under `exact`. A word reads from the inside out, `R` is `grad`,
+first order already. This page is written by it, for torch {torch}. Of {number} operations
+{wrong} are wrong in a nesting, {left} under `exact`; in the lanes of `vmap` it is
+{wrong_lanes}, {left_lanes} under `exact`. A word reads from the inside out, `R` is `grad`,
 `F` is `jvp`, `V` is `vmap`, and `RF` is `jvp(grad(f))`.
 
 ## Words
@@ -73,8 +73,8 @@ Those for which torch raises an error in a word, that `exact` does not lift.
 What `vmap` computes should be what a loop does. In these words the last `V` is the `vmap`
 over lanes; one before it is that over the directions of a Jacobian, inside of `jacfwd` or
 `jacrev`. Each is compared with a loop over lanes and directions, once with lanes in all
-arguments and once with lanes in each of them alone. `RFVV` is that of a sum of weighted
-squares of outputs. Where the loop raises an error there is nothing to compare.
+arguments and once with lanes in each of them alone. `RFVV` is that of a quadratic function
+of the outputs. Where the loop raises an error there is nothing to compare.
 
 {lanes}
 
@@ -82,7 +82,9 @@ Those that are wrong:
 
 {lanes_operations}
 
-Those for which `vmap` raises an error where the loop does not, under `exact` too:
+Those for which `vmap` raises an error and the loop does not, that `exact` does not lift.
+Among them are casts to a `memory_format`, draws whose distribution has lanes, and batch
+norms whose statistics have none.
 
 {lanes_errors}
 """

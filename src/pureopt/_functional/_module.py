@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pureopt import _random
 from pureopt._errors import PureoptError, TreeError, told
+from pureopt._functional._call import called_with
 from pureopt._functional._dropout import RNG, has_dropout, key_dropouts
 from pureopt._functional._purity import (
     NoRandom,
@@ -20,6 +21,7 @@ from pureopt._functional._purity import (
     versions,
 )
 from pureopt._functional._skeleton import absent_buffers, make_skeleton, slots
+from pureopt._stand_in import StandIn
 from pureopt._tree import check_like
 
 
@@ -239,11 +241,7 @@ def _make_apply(
         compiling = torch.compiler.is_compiling()
         before = [] if compiling else versions(params, (args, kwargs))
         with guard():
-            # Each slot has its own entry, so torch need not look for tied tensors; it
-            # leaves in `values` what stands in the slots after the call.
-            output = torch.func.functional_call(
-                skeleton, values, args, kwargs, tie_weights=False
-            )
+            output = called_with(skeleton, values, args, kwargs)
         check_unwritten(before)
         _check_absent(absent)
         return output, _written(new, values, param_slots, buffer_slots, params)
@@ -311,7 +309,7 @@ def _written(
 def _check_written(
     slot: str, leaf: str, value: Any, buffer_slots: list[tuple[str, str]]
 ) -> None:
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor | StandIn):
         got, hint = f"`{type(value).__name__}` in '{slot}'", "Assign a tensor."
     elif [other for _, other in buffer_slots].count(leaf) > 1:
         got = f"a new tensor in '{slot}', which is also a buffer under another name"

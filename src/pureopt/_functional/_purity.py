@@ -182,9 +182,10 @@ _GATED: dict[str, Callable[[Sequence[Any], Mapping[str, Any]], bool]] = {
 def versions(params: dict[str, Tensor], inputs: Any) -> list[tuple[str, Tensor, int]]:
     """Name, tensor and version of each tensor, to see later what was written to."""
     named = [(f"'{name}'", param) for name, param in params.items()]
-    named += [("its input", x) for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+    named += [("its input", x) for x in tree_leaves(inputs)]
+    tensors = [(name, x) for name, x in named if isinstance(x, Tensor)]  # pyright: ignore[reportUnnecessaryIsInstance]
     # Tensors made in inference mode have no version.
-    return [(name, t, t._version) for name, t in named if not t.is_inference()]  # noqa: SLF001
+    return [(name, t, t._version) for name, t in tensors if not t.is_inference()]  # noqa: SLF001
 
 
 def check_unwritten(before: list[tuple[str, Tensor, int]]) -> None:

@@ -15,6 +15,7 @@ from pureopt._errors import (
     TreeError,
     told,
 )
+from pureopt._stand_in import StandIn
 from pureopt._tree import (
     check_like,
     check_params,
@@ -27,7 +28,6 @@ from pureopt._tree import (
 )
 from pureopt.derivatives._complaints import WRITES, explain
 from pureopt.derivatives._exactness import exact
-from pureopt.derivatives._stand_in import StandIn
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ def call(where: str, f: Callable[..., Any], *args: Any) -> Any:
     before = _versions(args)
     try:
         value = f(*args)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         if not isinstance(error, PureoptError):
             explain(where, error)
         raise

@@ -27,6 +27,11 @@ WRITES = (_RULE, "one that writes in place to its input", _FRESH)
 # What torch says, what the function is, and what to do. The first that fits counts.
 _CLUES: tuple[tuple[str, str, str], ...] = (
     (
+        r"^Jet\(.*\) is not an instance of torch\.Tensor",
+        "one that passes power series to `torch.func.functional_call`",
+        "Call the module by `pureopt.functionalize`, whose `apply` takes them.",
+    ),
+    (
         r"pureopt\.derivatives\._jets\._jet\.Jet",
         (
             "one that passes a power series to a transform of `torch.func`, or to a "
@@ -57,7 +62,7 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
         "Put the module into eval mode, or use group norm or layer norm.",
     ),
     (
-        r"vmap: inplace arithmetic",
+        r"vmap: (?:inplace arithmetic|aten::\w+_)\(",
         "one that writes in place a batched value to a tensor that is not batched",
         _FRESH,
     ),

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pureopt._errors import PureoptError
-from pureopt.derivatives._stand_in import StandIn
+from pureopt._stand_in import StandIn
 
 
 def categorical(

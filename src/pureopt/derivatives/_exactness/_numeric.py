@@ -16,6 +16,9 @@ KERNELS: Any = vars(torch._C)["_nn"]  # noqa: SLF001
 # The named tuples that torch's functions return.
 RESULTS: Any = torch.return_types
 
+# Whether a tensor is the lanes of a `vmap`.
+is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtensor  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
+
 
 def spellings(name: str, composition: Callable[..., Any]) -> Table:
     """The table of an operator that only ``torch.ops.aten`` has."""

@@ -7,10 +7,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._exactness._numeric import Table
+from pureopt._errors import DerivativeError
+from pureopt.derivatives._exactness._numeric import Table, is_batched
 
 _PACK: Any = vars(torch)["_pack_padded_sequence"]
 _PAD: Any = vars(torch)["_pad_packed_sequence"]
+# Lanes have one shape, and that of what is packed is known from the lengths.
+_LENGTHS = (
+    "pack_padded_sequence(lengths=...)",
+    "be the same for all samples, and for all lanes of `vmap`",
+    "lengths for each of them",
+    (
+        "Run the padded sequence and take its output at the end, as in "
+        "`y.index_select(0, length - 1)`; or, where a layer runs backward too, close over "
+        "one length and take the samples of this length together."
+    ),
+)
+
+
+_FUNCTORCH: Any = vars(torch._C)["_functorch"]  # noqa: SLF001
 
 
 class Packing(NamedTuple):
@@ -62,15 +77,30 @@ def pack_padded_sequence(
     lengths: Tensor,
     batch_first: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel of ``nn.utils.rnn.pack_padded_sequence``."""
+    """The kernel of ``nn.utils.rnn.pack_padded_sequence``.
+
+    Raises:
+        DerivativeError: If the lengths are lanes of ``vmap``.
+    """
     if input.dim() < 2:  # noqa: PLR2004
         return _PACK(input, lengths, batch_first)  # which refuses it
+    if _is_of_lanes(lengths):
+        raise DerivativeError(*_LENGTHS)
     x = input.transpose(0, 1) if batch_first else input
     shape = x.shape[0], x.shape[1]
     places = torch.arange(shape[0] * shape[1], device=x.device).reshape(shape)
     # Torch's own, which reads the lengths and refuses those that do not fit.
     rows, sizes = _PACK(places, lengths, batch_first=False)
     return x.flatten(0, 1).index_select(0, rows), sizes
+
+
+def _is_of_lanes(x: Any) -> bool:
+    """Whether this is the lanes of a ``vmap``, whatever is between it and here."""
+    while _FUNCTORCH.is_functorch_wrapped_tensor(x):
+        if is_batched(x):
+            return True
+        x = _FUNCTORCH.get_unwrapped(x)
+    return False
 
 
 def pad_packed_sequence(

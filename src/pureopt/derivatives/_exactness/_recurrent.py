@@ -6,14 +6,12 @@ no forward mode.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from pureopt.derivatives._exactness._numeric import Table
 from pureopt.derivatives._exactness._packing import PACKING, Packing, packing
@@ -26,9 +24,6 @@ from pureopt.derivatives._exactness._recurrent_calls import (
     shapes,
     states,
 )
-
-Args = ParamSpec("Args")
-R = TypeVar("R")
 
 # From what the input and what the hidden state give to the gates, and the state.
 Step = Callable[[Tensor, Tensor, State], State]
@@ -173,33 +168,3 @@ RECURRENT: Table = {
     torch.rnn_tanh_cell: _cell(torch.rnn_tanh_cell, _tanh, 1),
     torch.rnn_relu_cell: _cell(torch.rnn_relu_cell, _relu, 1),
 }
-
-
-# It calls `super`, which a mode that is traced cannot.
-_UNFLATTEN = Tensor.unflatten
-
-
-class _Unrolled(TorchFunctionMode):
-    """Stateless, so that it can be traced."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is _UNFLATTEN:
-            func = torch.unflatten
-        return RECURRENT.get(func, func)(*args, **(kwargs or {}))
-
-
-def unrolled(f: Callable[Args, R]) -> Callable[Args, R]:
-    """``f`` with these compositions alone, for ``vmap`` over first derivatives."""
-
-    @functools.wraps(f)
-    def unrolling(*args: Args.args, **kwargs: Args.kwargs) -> R:
-        with _Unrolled():
-            return f(*args, **kwargs)
-
-    return unrolling

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pureopt._errors import DerivativeError
+from pureopt._stand_in import StandIn
 from pureopt.derivatives._exactness._vector_norms import REMEMBERED
-from pureopt.derivatives._stand_in import StandIn
 
 Coefficient: TypeAlias = Tensor | None
 """A coefficient of a series; ``None`` is zero, known as such before anything runs."""
@@ -97,7 +97,7 @@ class Jet(StandIn):
     # what makes Laplacians cheap.
     # `locked` is an argument of the function, a view, or what has one: numbers that other
     # tensors share cannot be written to.
-    __slots__ = ("locked", "summed", "terms", "value")
+    __slots__ = ("__weakref__", "locked", "summed", "terms", "value")
 
     def __init__(
         self,

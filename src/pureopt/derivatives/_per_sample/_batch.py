@@ -12,6 +12,7 @@ from torch import Tensor
 from pureopt._errors import DerivativeError, told
 from pureopt._tree import check_params, tree_flatten, tree_leaves, tree_unflatten
 from pureopt._typing import P
+from pureopt.derivatives._exactness._numeric import widened
 from pureopt.derivatives._per_sample import _sums
 from pureopt.derivatives._per_sample._opaque import Opaque
 from pureopt.derivatives._per_sample._record import Plans, record
@@ -143,7 +144,7 @@ def see(
     """
     check_params(f"{where}(params=...)", params)
     samples = count(where, batch, at_least)
-    leaves = [_sums.wide(leaf) for leaf in tree_leaves(params)]
+    leaves = [widened(leaf) for leaf in tree_leaves(params)]
     dtype = reduce(torch.promote_types, [leaf.dtype for leaf in tree_leaves(params)])
     recording = record(f"{where}(loss=...)", loss, params, batch, plans or Plans())
     uses = [

@@ -10,8 +10,8 @@ from torch.func import grad, vmap
 
 from pureopt._typing import P
 from pureopt.derivatives import _checks
-from pureopt.derivatives._exactness._recurrent import unrolled
 from pureopt.derivatives._per_sample._batch import count
+from pureopt.derivatives._per_sample._composites import for_vmap
 
 
 def per_sample_grads(
@@ -61,7 +61,7 @@ def per_sample_grads(
 
         def one(params: P, *sample: Any) -> Tensor:
             inner, *own = _checks.renewed((params, *sample))
-            return _checks.scalar(f"{where}(loss=...)", unrolled(loss)(inner, *own))
+            return _checks.scalar(f"{where}(loss=...)", for_vmap(loss)(inner, *own))
 
         in_dims = (None, *[0] * len(batch))
         grads = vmap(grad(one), in_dims=in_dims, chunk_size=chunk_size)

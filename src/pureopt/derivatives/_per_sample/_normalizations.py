@@ -103,7 +103,8 @@ def _affine(
         scope.add(Elementwise(w.part, scope.save(normal), scope.tap, view))
     if b:
         scope.add(Elementwise(b.part, -1, scope.tap, view))
-    return scope.tapped(out, b, view)
+    # In the dtype of the input, as torch's, whatever that of the parameters is.
+    return scope.tapped(out.to(normal.dtype), b, view)
 
 
 NORMALIZATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -14,8 +14,9 @@ from torch.func import grad, vmap
 
 from pureopt._tree import tree_flatten, tree_map, tree_unflatten
 from pureopt.derivatives import _checks
-from pureopt.derivatives._exactness._recurrent import unrolled
-from pureopt.derivatives._per_sample._sums import portions, wide
+from pureopt.derivatives._exactness._numeric import widened
+from pureopt.derivatives._per_sample._composites import for_vmap
+from pureopt.derivatives._per_sample._sums import portions
 
 
 class Opaque(NamedTuple):
@@ -36,14 +37,14 @@ class Opaque(NamedTuple):
             inner = list(leaves)
             for i, leaf in zip(self.chosen, values, strict=True):
                 inner[i] = leaf
-            loss = unrolled(self.loss)(tree_unflatten(structure, inner), *sample)
+            loss = for_vmap(self.loss)(tree_unflatten(structure, inner), *sample)
             return _checks.scalar(self.where, loss)
 
         part = tree_map(lambda leaf: leaf[lo:hi], self.batch)
         per_sample = vmap(grad(one), (None, *[0] * len(part)))
         values = [leaves[i] for i in self.chosen]
         grads = _checks.call(self.where, per_sample, values, *part)
-        return [wide(g.reshape(hi - lo, -1)) for g in grads]
+        return [widened(g.reshape(hi - lo, -1)) for g in grads]
 
     def portions(self) -> Iterator[tuple[int, int]]:
         """The samples in portions."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pureopt.derivatives._exactness._numeric import is_batched
 from pureopt.derivatives._per_sample._normalizations import NORMALIZATIONS
 from pureopt.derivatives._per_sample._uses import (
     Convolution,
@@ -38,6 +39,8 @@ def linear(
     if scope.find(input):
         return NotImplemented
     w, b = scope.find(weight), scope.find(bias)
+    if b and b.part.flipped:
+        return NotImplemented
     # The tap adds it: one pass over the output instead of two.
     by_tap = b if b and 0 < b.tensor.dim() == weight.dim() - 1 else None
     rest = None if by_tap else scope.value(bias)
@@ -232,9 +235,6 @@ def _elementwise(
     return scope.tapped(out)
 
 
-is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtensor  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def transpose(scope: Scope, input: Tensor, *dims: Any, **rest: Any) -> Any:  # noqa: A002
     """The transpose of a matrix is known too."""
     known = scope.find(input)
@@ -243,7 +243,7 @@ def transpose(scope: Scope, input: Tensor, *dims: Any, **rest: Any) -> Any:  # n
         rest
         or known is None
         or not matrix
-        or {d % 2 for d in dims} not in ({0, 1}, set())
+        or {d + _MATRIX if d < 0 else d for d in dims} not in ({0, 1}, set())
     ):
         return NotImplemented
     part = known.part._replace(flipped=not known.part.flipped)

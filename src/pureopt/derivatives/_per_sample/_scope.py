@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pureopt.derivatives._exactness._recurrent import RECURRENT
-from pureopt.derivatives._per_sample._composites import COMPOSITES
-from pureopt.derivatives._per_sample._rules import RULES, is_batched
+from pureopt.derivatives._exactness._numeric import is_batched
+from pureopt.derivatives._per_sample._composites import (
+    COMPOSITES,
+    FOR_VMAP,
+    UNFLATTEN,
+)
+from pureopt.derivatives._per_sample._rules import RULES
 from pureopt.derivatives._per_sample._uses import Part, Use
 
 _depth: Callable[[], int] = torch._C._functorch.get_dynamic_layer_stack_depth  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
@@ -33,9 +37,6 @@ _QUESTIONS: set[Callable[..., Any]] = {
     *(Tensor.dim, Tensor.size, Tensor.numel),
     *(Tensor.is_floating_point, Tensor.is_inference),
 }
-
-# It calls `super`, which a mode that is traced cannot.
-_UNFLATTEN = Tensor.unflatten
 
 
 class Known(NamedTuple):
@@ -98,7 +99,7 @@ class Scope:
         self.shapes: list[Like] = []
         self.saved: list[Tensor] = []
         self.opaque = [False] * leaves
-        self.unrolling = False
+        self.composing = False
         self.strayed = False
 
     def find(self, value: Any) -> Known | None:
@@ -206,7 +207,7 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         if func in _QUESTIONS:
             return func(*args, **(kwargs or {}))
-        if func is _UNFLATTEN:
+        if func is UNFLATTEN:
             func = torch.unflatten
         # A recorder around this one finds its own scope when the operation runs.
         scope = _SCOPES.stack.pop()
@@ -225,8 +226,8 @@ def _seen(
     """The result of an operation, by its rule if a leaf enters it."""
     if _depth() != scope.depth or func in _SEES_ALL:
         scope.hide(range(len(scope.opaque)))
-    if func in RECURRENT and not scope.unrolling:
-        return _unrolled(scope, RECURRENT[func], args, kwargs)
+    if func in FOR_VMAP and not scope.composing:
+        return _composed(scope, FOR_VMAP[func], args, kwargs)
     values = _flat([*args, *kwargs.values()])
     if torch.compiler.is_compiling():
         scope.suspect(values)
@@ -246,19 +247,19 @@ def _seen(
     return out
 
 
-def _unrolled(
+def _composed(
     scope: Scope,
     composition: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """A recurrent layer as its steps, with its weights or with others: for ``vmap``."""
+    """A composition for ``vmap``, of what has a leaf in it or none."""
     # What it does not know it leaves to torch, which is not to come back here.
-    scope.unrolling = True
+    scope.composing = True
     try:
         return under(scope, composition, *args, **kwargs)
     finally:
-        scope.unrolling = False
+        scope.composing = False
 
 
 # What differentiates by itself what was computed before.

@@ -106,11 +106,6 @@ def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
-def wide(x: Tensor) -> Tensor:
-    """``x`` in float32 or wider: squares of half precision overflow."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def portions(total: int, numbers: int) -> Iterator[tuple[int, int]]:
     """``range(total)`` in pieces within the budget, where one needs so many numbers."""
     step = max(1, BUDGET // max(1, numbers))

@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
+from pureopt.derivatives._exactness._numeric import widened
+
 Blocks: TypeAlias = tuple[int, int, int]
 
 _WEIGHT_GRADS: dict[int, Callable[..., Tensor]] = {
@@ -88,12 +90,12 @@ class Factored(Use):
         self, saved: Tensor, delta: Tensor, blocks: Blocks, rows: slice
     ) -> Tensor:
         del blocks
-        left, right = self.factors(saved, delta)
+        left, right = map(widened, self.factors(saved, delta))
         return left[..., rows].mT @ right
 
     def total(self, saved: Tensor, delta: Tensor) -> Tensor:
         left, right = (
-            x.movedim(1, 0).flatten(1, 2) for x in self.factors(saved, delta)
+            widened(x).movedim(1, 0).flatten(1, 2) for x in self.factors(saved, delta)
         )
         return (left.mT @ right).reshape(-1)
 
@@ -276,8 +278,9 @@ class Lookup(Factored):
 
     def total(self, saved: Tensor, delta: Tensor) -> Tensor:
         ids, right = self.rows(saved, delta)
-        table = delta.new_zeros(self.part.shape)
-        return table.index_add(0, ids.reshape(-1), right.flatten(0, -2)).reshape(-1)
+        right = widened(right.flatten(0, -2))
+        table = right.new_zeros(self.part.shape)
+        return table.index_add(0, ids.reshape(-1), right).reshape(-1)
 
     def rows(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that are read, ``(samples, 1, t)``, and the gradients there."""
@@ -317,7 +320,7 @@ class Elementwise(Use):
         offset = g.dim() - len(self.view)
         wide = [offset + d for d, n in enumerate(self.view) if n != g.shape[offset + d]]
         over = [*range(1, offset), *wide]
-        g = (g.sum(over) if over else g).reshape(g.shape[0], -1)
+        g = widened(g.sum(over) if over else g).reshape(g.shape[0], -1)
         if self.part.whole():
             return g
         row = math.prod(self.part.shape[1:])
