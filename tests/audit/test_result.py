@@ -89,22 +89,15 @@ def test_exact_mends_all_but_a_known_few():
     assert left <= LEFT
 
 
-# The same for lanes.
-LEFT_IN_LANES = {
-    # As many directions as lanes: reverse mode takes one for the other.
-    "nn.functional.prelu",
-}
-
-
-def test_exact_mends_all_lanes_but_a_known_few():
+def test_exact_mends_all_lanes():
     left = {n for n, row in STORED.rows.items() if silent(row.lanes_exact, LANES)}
-    assert left <= LEFT_IN_LANES
+    assert left == set()
 
 
 @pytest.mark.slow
 def test_a_few_operations_come_out_again_as_they_are_stored():
-    # Right ones, wrong ones, in lanes too, one that torch refuses. In a process of its own, because
-    # torch's test modules change settings of torch when they are imported.
+    # Right ones, wrong ones, in lanes too, one that torch refuses. In a process of its own,
+    # because torch's test modules change settings of torch when they are imported.
     names = [
         "cdist",
         "exp",

@@ -103,6 +103,10 @@ CALLS = {
         x, LABELS, reduction="none"
     ),
     "hardsigmoid": lambda x: F.hardsigmoid(3 * x),
+    "prelu": lambda x: F.prelu(x.unsqueeze(-1), V.to(x)),
+    "prelu, one slope": lambda x: torch.prelu(x, V[:1].to(x)),
+    "prelu of numbers": lambda x: torch.stack([v.prelu(V[0].to(x)) for v in x[0]]),
+    "masked select": lambda x: torch.masked_select(x[0], MASK),
     "glu": lambda x: F.glu(x[:2], dim=0),
     "copysign of zero": lambda x: torch.copysign(x, -0.0),
     "polar": lambda x: torch.view_as_real(torch.polar(x, x.mT)),

@@ -324,6 +324,24 @@ def test_attention_traces():
     torch.testing.assert_close(compiled, h(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("argnum", [0, 1])
+def test_each_lane_has_its_own_slopes(argnum):
+    # torch 2.13: in `vmap` of `jacrev` it is wrong, or raises.
+    x, w = randn(3, 3), randn(3, 1, seed=1)
+    slopes = jacrev(exact(F.prelu), argnums=argnum)
+    loop = [jacrev(F.prelu, argnums=argnum)(*lane) for lane in zip(x, w, strict=True)]
+    assert torch.equal(vmap(slopes)(x, w), torch.stack(loop))
+
+
+def test_a_number_that_is_selected_more_than_once_has_all_its_derivatives():
+    # torch 2.13: reverse mode of one that is broadcast has zeros but for the first.
+    f = exact(lambda x: x.masked_select(torch.tensor([True, False, True])))
+    x = torch.arange(2.0)
+    for jacobian in (jacfwd, jacrev):
+        assert torch.equal(jacobian(f)(x[0]), torch.ones(2))
+        assert torch.equal(vmap(jacobian(f))(x), torch.ones(2, 2))
+
+
 # Systems of three lanes, the first with more right-hand sides than matrices.
 A, B = randn(3, 3, 3, seed=1) + 3 * torch.eye(3), randn(3, 3, 2, seed=2)
 SYSTEMS = {

@@ -206,6 +206,8 @@ REFUSED = {
     "layer norm, weight": lambda: F.layer_norm(X, (3,), X),
     "cdist": lambda: torch.cdist(X, X[:, :1]),
     "glu": lambda: F.glu(X),
+    "prelu": lambda: F.prelu(X, V[:2]),
+    "prelu of another dtype": lambda: F.prelu(X, V.float()),
     "huber": lambda: F.huber_loss(X, X.mT, delta=0.0),
     "multi margin": lambda: F.multi_margin_loss(X, X),
     "multilabel margin": lambda: F.multilabel_margin_loss(X, LABELS[0]),

@@ -49,7 +49,26 @@ def native_dropout_backward(grad_output: Tensor, mask: Tensor, scale: float) -> 
     return grad_output * mask * scale
 
 
+def prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
+    """``torch.prelu``, whose lanes are wrong in ``vmap`` of ``jacrev``."""
+    channels = input.shape[1] if input.dim() > 1 else 1
+    fits = weight.dim() < 2 and weight.numel() in {1, channels}  # noqa: PLR2004
+    if not fits or input.dtype != weight.dtype:
+        return torch.prelu(input, weight)  # which refuses it
+    # Along the second dimension; one slope is that of all.
+    behind = max(input.dim() - 2, 0)
+    slope = weight.reshape(-1, *[1] * behind) if input.dim() else weight.reshape(())
+    return torch.where(input > 0, input, slope * input)
+
+
+def masked_select(input: Tensor, mask: Tensor) -> Tensor:  # noqa: A002
+    """``torch.masked_select``, which forgets in reverse mode that it broadcasts."""
+    return torch.masked_select(*torch.broadcast_tensors(input, mask))
+
+
 ELEMENTWISE: Table = {
+    **dict.fromkeys((torch.prelu, torch.Tensor.prelu), prelu),
+    **dict.fromkeys((torch.masked_select, torch.Tensor.masked_select), masked_select),
     **dict.fromkeys((torch.sgn, torch.Tensor.sgn), sgn),
     KERNELS.hardsigmoid: hardsigmoid,
     KERNELS.glu: glu,

@@ -12,6 +12,7 @@ from pureopt.derivatives._exactness._numeric import Table, is_batched
 
 _PACK: Any = vars(torch)["_pack_padded_sequence"]
 _PAD: Any = vars(torch)["_pad_packed_sequence"]
+_FUNCTORCH: Any = vars(torch._C)["_functorch"]  # noqa: SLF001
 # Lanes have one shape, and that of what is packed is known from the lengths.
 _LENGTHS = (
     "pack_padded_sequence(lengths=...)",
@@ -19,13 +20,10 @@ _LENGTHS = (
     "lengths for each of them",
     (
         "Run the padded sequence and take its output at the end, as in "
-        "`y.index_select(0, length - 1)`; or, where a layer runs backward too, close over "
+        "`y[length[None] - 1]`; or, where a layer runs backward too, close over "
         "one length and take the samples of this length together."
     ),
 )
-
-
-_FUNCTORCH: Any = vars(torch._C)["_functorch"]  # noqa: SLF001
 
 
 class Packing(NamedTuple):

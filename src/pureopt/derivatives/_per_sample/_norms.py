@@ -30,9 +30,9 @@ def per_sample_grad_norms(
     positions, or used several times.
 
     Linear and transposed linear maps, products with matrices, convolutions (transposed,
-    grouped), embeddings, layer, group, RMS and (in eval mode) batch norm, multi-head
-    attention, recurrent layers, and biases and scales of what depends on the sample have
-    rules. A leaf of ``params`` with another use, such as a penalty or a
+    grouped), embeddings and their bags of one size, layer, group, RMS and (in eval mode)
+    batch norm, multi-head attention, recurrent layers, and biases and scales of what
+    depends on the sample have rules. A leaf of ``params`` with another use, such as a penalty or a
     reparametrization, is differentiated sample by sample, some samples at a time; all
     leaves are, if ``loss`` itself applies transforms of ``torch.func``. A use that
     cannot be seen, by a function that hides its tensors from torch's dispatch, gives NaN.
