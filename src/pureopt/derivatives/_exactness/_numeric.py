@@ -13,6 +13,7 @@ Table = dict[Callable[..., Any], Callable[..., Any]]
 
 # Where `torch.nn.functional` finds the kernels that have no public name.
 KERNELS: Any = vars(torch._C)["_nn"]  # noqa: SLF001
+_FUNCTORCH: Any = vars(torch._C)["_functorch"]  # noqa: SLF001
 # The named tuples that torch's functions return.
 RESULTS: Any = torch.return_types
 
@@ -24,6 +25,11 @@ def spellings(name: str, composition: Callable[..., Any]) -> Table:
     """The table of an operator that only ``torch.ops.aten`` has."""
     operator: Any = getattr(torch.ops.aten, name)
     return {operator: composition, operator.default: composition}
+
+
+def transforms() -> int:
+    """How many transforms of ``torch.func`` are at work."""
+    return _FUNCTORCH.get_dynamic_layer_stack_depth()
 
 
 def widened(x: Tensor) -> Tensor:

@@ -6,18 +6,20 @@ fixed point of an iteration, each step of which is right to one order more.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pureopt._lu import lu_solve
-from pureopt.derivatives._exactness._numeric import RESULTS, Table, squares
+from pureopt.derivatives._exactness._numeric import (
+    RESULTS,
+    Table,
+    squares,
+    transforms,
+)
 
 # Of `loss.backward()` and `torch.autograd.grad`, which may surround all transforms.
 _PLAIN_ORDERS = 4
-_FUNCTORCH: Any = vars(torch._C)["_functorch"]  # noqa: SLF001
 
 
 def eigh(
@@ -129,7 +131,7 @@ def moved(x: Tensor) -> Tensor:
 
 def _orders() -> int:
     """How many derivatives are taken: no transform of torch takes more than one."""
-    return _FUNCTORCH.get_dynamic_layer_stack_depth() + _PLAIN_ORDERS
+    return transforms() + _PLAIN_ORDERS
 
 
 SPECTRA: Table = {

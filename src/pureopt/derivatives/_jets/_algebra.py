@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from pureopt.derivatives._exactness._numeric import transforms
 from pureopt.derivatives._jets._jet import Coefficient, Jet, Later
 
 Series = Sequence[Coefficient]
@@ -174,8 +175,11 @@ def convolution(
 ) -> Coefficient:
     r""":math:`\sum_j w_j a_j b_{k-j}`, elementwise, over ``start <= j <= stop``."""
     total: Coefficient = None
-    # From the end: the last weight is often one, and then nothing is scaled at first.
-    for j in range(k if stop is None else stop, start - 1, -1):
+    # Where no transform looks on, the sum grows in place.
+    add = torch.addcmul if transforms() else Tensor.addcmul_
+    orders = range(start, (k if stop is None else stop) + 1)
+    # From that end whose weight is one, if there is: then nothing is scaled at first.
+    for j in orders if weight(start) == 1 else reversed(orders):
         left, right, w = a[j], b[k - j], weight(j)
         if left is None or right is None or not w:
             continue
@@ -184,13 +188,17 @@ def convolution(
         elif total is None:
             total = _scaled_product(left, right, w)
         else:
-            total = torch.addcmul(total, left, right, value=w)
+            total = add(total, left, right, value=w)
     return total
 
 
 def _scaled_product(a: Tensor, b: Tensor, c: float) -> Tensor:
-    """``c * a * b`` in one pass over the memory."""
-    return a * b if c == 1 else torch.addcmul(a.new_zeros(()), a, b, value=c)
+    """``c * a * b`` in as few passes over the memory as can be."""
+    if c == 1:
+        return a * b
+    if transforms():
+        return torch.addcmul(a.new_zeros(()), a, b, value=c)
+    return (a * b).mul_(c)
 
 
 def product(a: Jet, b: Jet) -> Jet:
@@ -217,11 +225,21 @@ def integral(x: Jet, slope: Jet, value: Tensor) -> Jet:
     return like(x, value, coefficients)
 
 
-def _integral_at(u: Series, s: Series, k: int, summed: int | None) -> Coefficient:
-    return convolution(u, s, k, summed=summed, weight=lambda j: j / k, start=1)
+def _integral_at(
+    u: Series, s: Series, k: int, summed: int | None, above: float = 1
+) -> Coefficient:
+    def weight(j: int) -> float:
+        return j / k if j == k else above * j / k
+
+    return convolution(u, s, k, summed=summed, weight=weight, start=1)
 
 
-def ode(x: Jet, value: Tensor, slope: Callable[[Series, int], Coefficient]) -> Jet:
+def ode(
+    x: Jet,
+    value: Tensor,
+    slope: Callable[[Series, int], Coefficient],
+    above: float = 1,
+) -> Jet:
     r"""The solution of :math:`dy/dx = s(y)`, order by order.
 
     Args:
@@ -229,13 +247,14 @@ def ode(x: Jet, value: Tensor, slope: Callable[[Series, int], Coefficient]) -> J
         value: The solution at order zero.
         slope: ``slope(y, k)`` is the coefficient of order ``k`` of ``s``, from the
             coefficients of ``y`` up to that order.
+        above: By what those above order zero are still to be multiplied.
     """
     u = series(x)
     y: list[Coefficient] = [value]
     s: list[Coefficient] = []
     for k in range(1, x.order + 1):
         s.append(slope(y, k - 1))
-        y.append(_integral_at(u, s, k, x.summed))
+        y.append(_integral_at(u, s, k, x.summed, above))
     return like(x, value, y[1:])
 
 

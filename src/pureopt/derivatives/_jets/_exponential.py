@@ -80,9 +80,10 @@ def tanh(x: Jet) -> Jet:
     first = 1 - value * value
 
     def slope(y: Series, k: int) -> Coefficient:
-        return square_at(y, k, sign=-1) if k else first
+        # Half the square, most of whose terms have the factor one.
+        return square_at(y, k, sign=0.5) if k else first
 
-    return ode(x, value, slope)
+    return ode(x, value, slope, above=-2)
 
 
 @univariate_rule("sigmoid", "expit")
