@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pureopt._tracing import as_traced
+
 
 def lu_solve(
     lu: Float[Tensor, "*batch n n"],
@@ -23,6 +25,8 @@ def lu_solve(
     """
     # Not `@`, whose operands a compiler exchanges if a power series is one of them.
     P = exchanges(lu, pivots)
+    if b.numel():
+        P = as_traced(P, b[..., :1, :1])
     if transposed:
         half = torch.linalg.solve_triangular(lu.mT, b, upper=False)
         x = torch.linalg.solve_triangular(lu.mT, half, upper=True, unitriangular=True)

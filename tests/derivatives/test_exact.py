@@ -133,6 +133,23 @@ def test_each_function_of_python_that_calls_one_of_them_is_entered():
         assert not names.intersection(code.co_names), f.__name__
 
 
+# Systems of three lanes, the first with more right-hand sides than matrices.
+A, B = randn(3, 3, 3, seed=1) + 3 * torch.eye(3), randn(3, 3, 2, seed=2)
+SYSTEMS = {
+    "solve": torch.linalg.solve,
+    "solve_ex": lambda a, b: torch.linalg.solve_ex(a, b).result,
+    "from the right": lambda a, b: torch.linalg.solve(a, b.mT, left=False),
+    "lu_solve": lambda a, b: torch.linalg.lu_solve(*torch.linalg.lu_factor(a), b),
+    "adjoint": lambda a, b: torch.linalg.lu_solve(
+        *torch.linalg.lu_factor(a), b.mT, left=False, adjoint=True
+    ),
+    "tensorsolve": lambda a, b: torch.linalg.tensorsolve(a, b[:, 0]),
+    "vector": lambda a, b: torch.linalg.solve(a, b[:, 0]),
+    "more sides": lambda a, b: torch.linalg.solve(a, torch.stack([b, 2 * b])),
+    "cdist": torch.cdist,
+}
+
+
 def four_hessians(f, x):
     f = exact(f)
     return [a(b(f))(x) for a in (jacfwd, jacrev) for b in (jacfwd, grad)]
@@ -314,6 +331,25 @@ def test_a_nesting_traces(name):
 
 
 @pytest.mark.compile
+@pytest.mark.parametrize("argnum", [0, 1])
+@pytest.mark.parametrize("name", ["solve", "adjoint"])
+def test_the_lanes_of_systems_trace(name, argnum):
+    h = vmap(jacfwd(exact(SYSTEMS[name]), argnums=argnum))
+    compiled = torch.compile(h, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(A, B), h(A, B), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    "f", [torch.linalg.det, torch.linalg.eigvalsh, torch.linalg.eigvals]
+)
+def test_the_lanes_of_what_has_constants_trace(f):
+    h = vmap(jacfwd(exact(lambda a: f(a).real)))
+    compiled = torch.compile(h, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(A), h(A), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.compile
 def test_attention_traces():
     module = torch.nn.MultiheadAttention(4, 2, dtype=torch.float64)
     h = jacfwd(grad(exact(lambda x: module(x, x, x)[0].sin().sum())))
@@ -340,23 +376,6 @@ def test_a_number_that_is_selected_more_than_once_has_all_its_derivatives():
     for jacobian in (jacfwd, jacrev):
         assert torch.equal(jacobian(f)(x[0]), torch.ones(2))
         assert torch.equal(vmap(jacobian(f))(x), torch.ones(2, 2))
-
-
-# Systems of three lanes, the first with more right-hand sides than matrices.
-A, B = randn(3, 3, 3, seed=1) + 3 * torch.eye(3), randn(3, 3, 2, seed=2)
-SYSTEMS = {
-    "solve": torch.linalg.solve,
-    "solve_ex": lambda a, b: torch.linalg.solve_ex(a, b).result,
-    "from the right": lambda a, b: torch.linalg.solve(a, b.mT, left=False),
-    "lu_solve": lambda a, b: torch.linalg.lu_solve(*torch.linalg.lu_factor(a), b),
-    "adjoint": lambda a, b: torch.linalg.lu_solve(
-        *torch.linalg.lu_factor(a), b.mT, left=False, adjoint=True
-    ),
-    "tensorsolve": lambda a, b: torch.linalg.tensorsolve(a, b[:, 0]),
-    "vector": lambda a, b: torch.linalg.solve(a, b[:, 0]),
-    "more sides": lambda a, b: torch.linalg.solve(a, torch.stack([b, 2 * b])),
-    "cdist": torch.cdist,
-}
 
 
 @pytest.mark.parametrize("jacobian", [jacfwd, jacrev])

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pureopt._lu import lu_solve
+from pureopt._tracing import as_traced
 from pureopt.derivatives._exactness._elementwise import sgn
 from pureopt.derivatives._exactness._numeric import RESULTS, Table, is_square
 from pureopt.derivatives._exactness._products import product
@@ -33,13 +34,14 @@ def det(A: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
         return torch.linalg.det(A)  # which refuses it
     if not A.shape[-1]:
         return A.new_ones(A.shape[:-2])
-    left, right = _deficiency(A.detach())
+    left, right = (as_traced(c, A[..., :1, :1]) for c in _deficiency(A.detach()))
     lu, pivots, _ = torch.linalg.lu_factor_ex(A + left @ right)
     # Not `@`, whose operands a compiler exchanges if one of them is a power series.
     small = torch.matmul(right, lu_solve(lu, pivots, left))
     eye = torch.eye(small.shape[-1], dtype=small.dtype, device=small.device)
     by_cofactors = _cofactors(eye - small)
-    return product(lu.diagonal(dim1=-2, dim2=-1)) * _parity(pivots, lu) * by_cofactors
+    sign = as_traced(_parity(pivots, lu), lu[..., 0, 0])
+    return product(lu.diagonal(dim1=-2, dim2=-1)) * sign * by_cofactors
 
 
 def _deficiency(A: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pureopt._lu import lu_solve
+from pureopt._tracing import as_traced
 from pureopt.derivatives._exactness._numeric import (
     RESULTS,
     Table,
@@ -33,7 +34,8 @@ def eigh(
     """
     if not input.numel():
         return torch.linalg.eigh(input, UPLO)
-    values, vectors = torch.linalg.eigh(input.detach(), UPLO)
+    values, constant = torch.linalg.eigh(input.detach(), UPLO)
+    vectors = as_traced(constant, input[..., :1, :1])
     change = moved(input)
     turned = vectors.mH @ torch.lerp(change, change.mH, 0.5) @ vectors
     shift, mixing = perturbed(turned, values)
@@ -59,9 +61,10 @@ def eig(
     """
     if not input.numel():
         return torch.linalg.eig(input)
-    values, vectors = torch.linalg.eig(input.detach())
+    values, constant = torch.linalg.eig(input.detach())
+    vectors = as_traced(constant, input[..., :1, :1])
     change = moved(input).to(vectors.dtype)
-    lu, pivots, info = torch.linalg.lu_factor_ex(vectors)
+    lu, pivots, info = torch.linalg.lu_factor_ex(constant)
     turned = lu_solve(lu, pivots, change @ vectors)
     defective = (info != 0)[..., None, None]
     undefined = torch.where(defective, change, 1.0) ** 0.5

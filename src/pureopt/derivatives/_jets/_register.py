@@ -106,8 +106,8 @@ def register_jet(op: Callable[..., Any], rule: Callable[..., Any]) -> None:
         >>> dispatcher = lambda angle: (angle,)
         >>> chord = torch.overrides.wrap_torch_function(dispatcher)(chord)
         >>> po.derivatives.register_jet(chord, lambda angle: 2 * torch.sin(angle / 2))
-        >>> po.derivatives.nth_derivative(chord, 2)(torch.tensor(0.0))
-        tensor(0.)
+        >>> po.derivatives.nth_derivative(chord, 3)(torch.tensor(0.0))
+        tensor(-0.2500)
     """
     _check("register_jet(op=...)", op)
     _check("register_jet(rule=...)", rule)
