@@ -24,9 +24,8 @@ def lu_solve(
     ``vmap(jacfwd(f))`` ``torch.linalg.solve``, ``det``, ``slogdet`` and ``logdet``.
     """
     # Not `@`, whose operands a compiler exchanges if a power series is one of them.
-    P = exchanges(lu, pivots)
-    if b.numel():
-        P = as_traced(P, b[..., :1, :1])
+    constant = exchanges(lu, pivots)
+    P = as_traced(constant, b[..., :1, :1]) if b.numel() else constant
     if transposed:
         half = torch.linalg.solve_triangular(lu.mT, b, upper=False)
         x = torch.linalg.solve_triangular(lu.mT, half, upper=True, unitriangular=True)
