@@ -192,6 +192,24 @@ def test_every_coefficient_has_the_dtype_of_the_value():
         assert {c.dtype for c in series} == {value.dtype}
 
 
+def test_a_square_with_a_real_part_that_varies_only_is_complex():
+    # (t + t**2 + i)**2 = -1 + 2i t + (1 + 2i) t**2 + O(t**3)
+    x = torch.zeros(2)
+    one = torch.ones(2)
+    for f in (lambda x: torch.square(x + 1j), lambda x: (x + 1j) ** 2):
+        value, series = jet(f, x, (one, one))
+        expected = (-1 * one + 0j, 2j * one, (1 + 2j) * one)
+        for got, c in zip((value, *series), expected, strict=True):
+            assert torch.equal(got, c)
+
+
+def test_prelu_of_a_number_is_a_number():
+    x, slope = torch.tensor(-2.0), torch.tensor([0.25])
+    value, (first,) = jet(lambda x: torch.prelu(x, slope), x, (torch.ones(()),))
+    assert torch.equal(value, torch.tensor(-0.5))
+    assert torch.equal(first, torch.tensor(0.25))
+
+
 def test_an_infinite_slope_on_the_other_side_of_a_maximum_does_not_count():
     x = torch.tensor([0.0, 1.0], dtype=torch.float64)
     least = torch.tensor(-5.0, dtype=torch.float64)

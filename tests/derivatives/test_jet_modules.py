@@ -73,6 +73,20 @@ def test_a_buffer_that_depends_on_a_series_is_one():
     assert torch.equal(slope, torch.full((4,), 4.0, dtype=torch.float64))
 
 
+def test_a_buffer_that_is_a_series_may_be_handed_on():
+    apply, params, buffers = po.functionalize(MODULES["tied"].double())
+    x = randn(2, 4)
+    ones = {k: torch.ones_like(w) for k, w in params.items()}
+
+    def twice(params):
+        _, new = apply(params, buffers, x)
+        return apply(params, new, x)[1]["total"]
+
+    _, (slope,) = jet(twice, params, (ones,))
+    # The sum of a column of four weights, twice.
+    assert torch.equal(slope, torch.full((4,), 8.0, dtype=torch.float64))
+
+
 @pytest.mark.compile
 def test_the_curvature_along_the_parameters_of_a_module_is_compiled():
     apply, params, buffers = po.functionalize(MODULES["mlp"].double())

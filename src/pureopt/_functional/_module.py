@@ -263,7 +263,7 @@ def _check_buffers(buffers: dict[str, Tensor], like: dict[str, Tensor]) -> None:
     if (
         isinstance(buffers, dict)  # pyright: ignore[reportUnnecessaryIsInstance]
         and buffers.keys() == like.keys()
-        and all(isinstance(b, Tensor) for b in buffers.values())  # pyright: ignore[reportUnnecessaryIsInstance]
+        and all(isinstance(b, Tensor | StandIn) for b in buffers.values())  # pyright: ignore[reportUnnecessaryIsInstance]
     ):
         return  # a buffer may have grown
     check_like("apply(buffers=...)", buffers, like, "the module's buffers")

@@ -115,6 +115,9 @@ def index_fill(
     """``torch.index_fill``, which fills all lanes of ``vmap`` with the value of the last."""
     if not isinstance(value, Tensor) or value.dim() or not input.dim():
         return torch.index_fill(input, dim, index, value)
+    unreal = value.dtype.is_complex and not input.dtype.is_complex
+    if unreal or not -input.dim() <= dim < input.dim():
+        return torch.index_fill(input, dim, index, value)  # which refuses it
     along = torch.zeros(input.shape[dim], dtype=torch.bool, device=input.device)
     chosen = along.index_fill(0, index, True)
     shape = [1] * input.dim()

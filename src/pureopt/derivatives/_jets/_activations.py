@@ -40,7 +40,9 @@ def leaky_relu(x: Jet, negative_slope: float = 0.01, inplace: bool = False) -> J
 @rule("prelu")
 def prelu(input: Any, weight: Any) -> Jet:  # noqa: A002
     value = value_of(input)
-    if value.dim() > 1 and weight.numel() > 1:
+    if not value.dim():
+        weight = weight.reshape(())
+    elif value.dim() > 1 and weight.numel() > 1:
         weight = weight.reshape(-1, *[1] * (value.dim() - 2))
     return torch.where(value > 0, input, input * weight)
 

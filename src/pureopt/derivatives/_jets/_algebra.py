@@ -175,8 +175,8 @@ def convolution(
 ) -> Coefficient:
     r""":math:`\sum_j w_j a_j b_{k-j}`, elementwise, over ``start <= j <= stop``."""
     total: Coefficient = None
-    # Where no transform looks on, the sum grows in place.
-    add = torch.addcmul if transforms() else Tensor.addcmul_
+    # The sum grows in place where no transform looks on.
+    alone = not transforms()
     orders = range(start, (k if stop is None else stop) + 1)
     # From that end whose weight is one, if there is: then nothing is scaled at first.
     for j in orders if weight(start) == 1 else reversed(orders):
@@ -188,6 +188,9 @@ def convolution(
         elif total is None:
             total = _scaled_product(left, right, w)
         else:
+            # A series to which a constant of a wider dtype was added has two dtypes.
+            alike = total.dtype == left.dtype == right.dtype
+            add = Tensor.addcmul_ if alone and alike else torch.addcmul
             total = add(total, left, right, value=w)
     return total
 
