@@ -7,13 +7,16 @@ line, of all points at once (of a sum, since they do not mix) or under ``vmap``;
 ``jvp`` of ``jvp``. torch-jet, the other Taylor mode for torch, needs
 Python 3.12 or later and is not compared with here.
 
-The Laplacians run under ``vmap``, as those of a user's function of one point do. The
-one by hand is for this network alone and writes to memory that it keeps: the least that
-the method costs. At last, what ``exact`` costs where nothing asks for it: one gradient
-of a network with layer norms.
+The Laplacians run under ``vmap``, as those of a user's function of one point do, at 1,
+16 and 64 points. The one by hand is for this network alone and writes to memory that it
+keeps. Its products alone are what no method can do without that carries a vector for
+each dimension: how many times faster than the trace they are bounds all such methods. At
+last, what ``exact`` costs where nothing asks for it: one gradient of a network with layer
+norms.
 
 Every contender is checked for the right numbers before it is timed, and timed in bursts
-of at least 20 ms, so that none runs with the memory that another one left.
+as long as one call of the slowest: each pays for the caches and the memory that another
+one left, and none more often than the others.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from torch import Tensor, nn
 from torch.func import grad, hessian, jvp, vmap
 
 import pureopt as po
-from benchmarks.harness import Report, Row, Timing, race_in_bursts, run_piece
+from benchmarks.harness import Report, Row, Timing, race, race_in_bursts, run_piece
 
 Run = Callable[[], Tensor]
 OURS = "pureopt"
@@ -35,6 +38,10 @@ NESTED_GRAD = "nested torch.func.grad along t"
 EACH_POINT = "vmap of nested torch.func.grad along t"
 NESTED_JVP = "nested torch.func.jvp"
 TRACE = "trace of torch.func.hessian"
+BY_HAND = "by hand, in place"
+PRODUCTS = "matrix products alone"
+# No burst takes less, in seconds.
+SHORTEST = 0.02
 # How far apart two right answers may be, relative to the largest number: the layers add
 # up 256 products, and each order multiplies the error of the one before.
 CLOSE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -154,6 +161,25 @@ def by_hand(weights: Weights, x: Tensor) -> Run:
     return run
 
 
+def products(weights: Weights, x: Tensor) -> Run:
+    """The matrix products of :func:`by_hand` and nothing else.
+
+    In each layer those of the value, of the Laplacian and of one vector for each
+    dimension; those of the first layer are the same for all points, and left out.
+    """
+    _, *rest = weights.layers
+    rows = (x.shape[1] + 2) * x.shape[0]
+    a = x.new_ones(rows, rest[0][0].shape[1])
+    b = torch.empty_like(a)
+
+    def run() -> Tensor:
+        for weight, _ in rest:
+            torch.mm(a, weight.mT, out=b)
+        return b
+
+    return run
+
+
 def laplacians(weights: Weights, x: Tensor) -> dict[str, Run]:
     """The Laplacian at every point."""
     f = network(weights)
@@ -179,7 +205,7 @@ def laplacians(weights: Weights, x: Tensor) -> dict[str, Run]:
         TRACE: lambda: trace(x),
         "jvp of grad, over directions": along(over_reverse),
         "jvp of jvp, over directions": along(over_forward),
-        "by hand, in place": by_hand(weights, x),
+        BY_HAND: by_hand(weights, x),
     }
 
 
@@ -203,31 +229,42 @@ def gradients(width: int) -> dict[str, Run]:
     }
 
 
-def contest(runs: dict[str, Run], dtype: torch.dtype, rounds: int) -> dict[str, Timing]:
-    """Time the runs, once they have been found to agree."""
+def contest(
+    runs: dict[str, Run],
+    dtype: torch.dtype,
+    rounds: int,
+    unchecked: dict[str, Run] | None = None,
+) -> dict[str, Timing]:
+    """Time the runs, once they have been found to agree, and those without an answer."""
     answers = {name: run() for name, run in runs.items()}
     right = next(iter(answers.values()))
     for name, answer in answers.items():
         error = float((answer - right).abs().amax() / right.abs().amax())
         if not error < CLOSE[dtype]:
             raise RuntimeError(f"{name} is off by {error:.1e}")
-    return race_in_bursts(runs, rounds)
+    runs = runs | (unchecked or {})
+    slowest = max(timing.best for timing in race(runs, 1).values())
+    return race_in_bursts(runs, rounds, max(slowest, SHORTEST))
 
 
-def measure(*, quick: bool = False) -> Report:
-    """The rows: milliseconds a call, the least of the rounds."""
-    inputs, width, batch = (4, 8, 3) if quick else (50, 256, 64)
-    orders = (2, 4) if quick else (2, 4, 8)
-    rows: list[Row] = []
-    details: dict[str, dict[str, Any]] = {}
+class Rows:
+    """The table as it grows, and all times for the details."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.details: dict[str, dict[str, Any]] = {}
 
     def compare(
-        what: str, times: dict[str, Timing], targets: dict[str, str] | None = None
+        self,
+        what: str,
+        times: dict[str, Timing],
+        targets: dict[str, str] | None = None,
     ) -> None:
+        """The first of these against each of the others."""
         ours, *peers = times
         against = f"{what}, against {' and '.join(peers)}"
-        details[against] = {name: timing._asdict() for name, timing in times.items()}
-        rows.extend(
+        self.details[against] = {name: t._asdict() for name, t in times.items()}
+        self.rows += [
             Row(
                 f"{what}, ms",
                 1e3 * times[ours].best,
@@ -237,7 +274,14 @@ def measure(*, quick: bool = False) -> Report:
                 judged="speedup",
             )
             for peer in peers
-        )
+        ]
+
+
+def measure(*, quick: bool = False) -> Report:
+    """The rows: milliseconds a call, the least of the rounds."""
+    inputs, width, batch = (4, 8, 8) if quick else (50, 256, 64)
+    orders = (2, 4) if quick else (2, 4, 8)
+    table = Rows()
 
     f = network(drawn(inputs, width, torch.float64))
     x, v = (points(batch, inputs, torch.float64, seed) for seed in (1, 2))
@@ -249,23 +293,36 @@ def measure(*, quick: bool = False) -> Report:
         rounds = 2 if quick else 40 // order
         times = contest(runs, x.dtype, rounds)
         reverse = dict.fromkeys((SLOPES, NESTED_GRAD, EACH_POINT), ">= 100")
-        compare(what, times, reverse if order == 8 else None)
+        table.compare(what, times, reverse if order == 8 else None)
         runs = {OURS: runs[OURS], NESTED_JVP: slow}
-        compare(what, contest(runs, x.dtype, 1 if order == 8 else rounds))
+        table.compare(what, contest(runs, x.dtype, 1 if order == 8 else rounds))
 
     for dtype in (torch.float32, torch.float64):
-        what = f"Laplacian in {inputs} dimensions, {str(dtype).removeprefix('torch.')}"
-        runs = laplacians(drawn(inputs, width, dtype), points(batch, inputs, dtype))
-        times = contest(runs, dtype, 2 if quick else 15)
-        compare(what, times, {TRACE: ">= 3"})
+        weights = drawn(inputs, width, dtype)
+        for count in (1, batch // 4, batch):
+            what = f"Laplacian in {inputs} dimensions, {named(dtype)}, {count} point"
+            x = points(count, inputs, dtype)
+            what += "s" if count > 1 else ""
+            runs = laplacians(weights, x)
+            bare = {PRODUCTS: products(weights, x)}
+            if count < batch:
+                runs, bare = {name: runs[name] for name in (OURS, TRACE)}, {}
+            times = contest(runs, dtype, 2 if quick else 15, bare)
+            table.compare(what, times, {TRACE: ">= 3"})
 
     runs = gradients(8 if quick else 256)
     times = contest(runs, torch.float32, 3 if quick else 100)
     exact, plain = (1e3 * timing.best for timing in times.values())
     what = "gradient through layer norms, grad(exact(f)), ms"
-    rows.append(Row(what, exact, "grad(f)", plain))
-    details["gradient through layer norms"] = {k: t._asdict() for k, t in times.items()}
-    return Report(rows, {"times": details})
+    table.rows.append(Row(what, exact, "grad(f)", plain))
+    what = "gradient through layer norms"
+    table.details[what] = {k: t._asdict() for k, t in times.items()}
+    return Report(table.rows, {"times": table.details})
+
+
+def named(dtype: torch.dtype) -> str:
+    """As users write it, without the module."""
+    return str(dtype).removeprefix("torch.")
 
 
 if __name__ == "__main__":

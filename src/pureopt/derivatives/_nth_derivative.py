@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pureopt._errors import DerivativeError, HyperparameterError, told
-from pureopt._tree import tree_map
+from pureopt._tree import tree_flatten, tree_map, tree_unflatten
 from pureopt._typing import P
 from pureopt.derivatives._checks import direction, point
+from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._transform import (
     coefficient_at,
     propagate,
@@ -64,7 +65,8 @@ def nth_derivative(f: Callable[[Tensor], Any], n: int) -> Callable[[Tensor], Any
         if n == 0:
             return tree_map(value_at, propagate("nth_derivative(f=...)", f, x, []))
         where, zeros = "nth_derivative(f=...)", [None] * (n - 1)
-        return _derivative(propagate(where, f, x, [torch.ones_like(x), *zeros]), n)
+        out = propagate(where, f, x, [torch.ones_like(x), *zeros])
+        return tree_map(lambda y: _derivative(y, n), out)
 
     return derivative
 
@@ -106,11 +108,15 @@ def directional_derivatives(
     v = direction("directional_derivatives(v=...)", v, x)
     where = "directional_derivatives(f=...)"
     out = propagate(where, f, x, [v, *[None] * (order - 1)])
-    return tree_map(value_at, out), *(_derivative(out, k) for k in range(1, order + 1))
+    leaves, structure = tree_flatten(out)
+    return tuple(
+        tree_unflatten(structure, [_derivative(y, k) for y in leaves])
+        for k in range(order + 1)
+    )
 
 
-def _derivative(out: Any, k: int) -> Any:
-    return tree_map(lambda y: coefficient_at(y, k) * float(math.factorial(k)), out)
+def _derivative(y: Jet | Tensor, k: int) -> Tensor:
+    return coefficient_at(y, k, float(math.factorial(k))) if k else value_at(y)
 
 
 def _check_tensor(where: str, x: object) -> None:

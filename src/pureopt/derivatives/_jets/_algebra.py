@@ -169,7 +169,7 @@ def convolution(
     k: int,
     *,
     summed: int | None,
-    weight: Callable[[int], float] = lambda j: 1.0,  # noqa: ARG005
+    weight: Callable[[int], float] | None = None,
     start: int = 0,
     stop: int | None = None,
 ) -> Coefficient:
@@ -179,29 +179,34 @@ def convolution(
     alone = not transforms()
     orders = range(start, (k if stop is None else stop) + 1)
     # From that end whose weight is one, if there is: then nothing is scaled at first.
-    for j in orders if weight(start) == 1 else reversed(orders):
-        left, right, w = a[j], b[k - j], weight(j)
-        if left is None or right is None or not w:
+    for j in orders if weight is None or weight(start) == 1 else reversed(orders):
+        left, right = a[j], b[k - j]
+        if left is None or right is None:
+            continue
+        w = 1 if weight is None else weight(j)
+        if not w:
             continue
         if k == summed and 0 < j < k:
             total = plus(total, scaled((left * right).sum(0), w))
         elif total is None:
-            total = _scaled_product(left, right, w)
+            total = _scaled_product(left, right, w, alone)
+        # A series to which a constant of a wider dtype was added has two dtypes.
+        elif not alone or not total.dtype == left.dtype == right.dtype:
+            total = torch.addcmul(total, left, right, value=w)
+        elif w == 1:  # not handed over: that takes a third of a small call
+            total.addcmul_(left, right)
         else:
-            # A series to which a constant of a wider dtype was added has two dtypes.
-            alike = total.dtype == left.dtype == right.dtype
-            add = Tensor.addcmul_ if alone and alike else torch.addcmul
-            total = add(total, left, right, value=w)
+            total.addcmul_(left, right, value=w)
     return total
 
 
-def _scaled_product(a: Tensor, b: Tensor, c: float) -> Tensor:
+def _scaled_product(a: Tensor, b: Tensor, c: float, alone: bool) -> Tensor:
     """``c * a * b`` in as few passes over the memory as can be."""
     if c == 1:
         return a * b
-    if transforms():
-        return torch.addcmul(a.new_zeros(()), a, b, value=c)
-    return (a * b).mul_(c)
+    if alone:
+        return (a * b).mul_(c)
+    return torch.addcmul(a.new_zeros(()), a, b, value=c)
 
 
 def product(a: Jet, b: Jet) -> Jet:

@@ -148,7 +148,7 @@ class Jet(StandIn):
     @property
     def coefficients(self) -> tuple[Coefficient, ...]:
         """Those of order 1 to K."""
-        return tuple(self.coefficient(k) for k in range(1, self.order + 1))
+        return tuple(c.get() if isinstance(c, Later) else c for c in self.terms)
 
     @classmethod
     def __torch_function__(

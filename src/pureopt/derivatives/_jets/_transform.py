@@ -165,10 +165,15 @@ def value_at(y: Jet | Tensor) -> Tensor:
     return y.value.clone() if isinstance(y, Jet) else y.clone()
 
 
-def coefficient_at(y: Jet | Tensor, k: int) -> Tensor:
-    """The coefficient of order ``k`` of an output; zeros where it is constant."""
+def coefficient_at(y: Jet | Tensor, k: int, factor: float | None = None) -> Tensor:
+    """The coefficient of order ``k`` of an output, or that times a factor.
+
+    A tensor of its own, zeros where the output is constant.
+    """
     term = y.coefficient(k) if isinstance(y, Jet) else None
-    if term is not None:
-        # A sum with a constant of a wider dtype leaves the coefficients as they are.
+    if term is None:
+        return torch.zeros_like(y.value if isinstance(y, Jet) else y)
+    # A sum with a constant of a wider dtype leaves the coefficients as they are.
+    if factor is None:
         return term.to(y.dtype, copy=True)
-    return torch.zeros_like(y.value if isinstance(y, Jet) else y)
+    return term.to(y.dtype) * factor
