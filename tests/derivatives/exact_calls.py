@@ -102,6 +102,23 @@ CALLS = {
     "multilabel margin": lambda x: F.multilabel_margin_loss(
         x, LABELS, reduction="none"
     ),
+    "hinge embedding": lambda x: F.hinge_embedding_loss(
+        x, LABELS.to(x), 0.3, reduction="none"
+    ),
+    "hinge embedding, kernel": lambda x: torch.hinge_embedding_loss(x, -x.sign()),
+    "gaussian likelihood": lambda x: F.gaussian_nll_loss(x, x.mT * 2, x * x, full=True),
+    "gaussian likelihood, lifted": lambda x: F.gaussian_nll_loss(
+        x, x.mT * 2, V.to(x) ** 2, eps=0.5, reduction="none"
+    ),
+    "gaussian likelihood, of rows": lambda x: F.gaussian_nll_loss(
+        x[:2], x[1:], x[:2, :1] ** 2, reduction="sum"
+    ),
+    "gaussian likelihood, a number": lambda x: F.gaussian_nll_loss(x, x.mT, 0.5),
+    "mvlgamma": lambda x: torch.mvlgamma(x.exp() + 2, 4),
+    "mvlgamma of integers": lambda x: (x.long() ** 2 + 1).mvlgamma(2).to(x),
+    "multigammaln": lambda x: torch.special.multigammaln(x, 1),
+    "column_stack": lambda x: torch.column_stack((x[0], x[:, :2], x, V.to(x))),
+    "column_stack of numbers": lambda x: torch.column_stack([x[0, 0], x[1, 1]]),
     "hardsigmoid": lambda x: F.hardsigmoid(3 * x),
     "prelu": lambda x: F.prelu(x.unsqueeze(-1), V.to(x)),
     "prelu, one slope": lambda x: torch.prelu(x, V[:1].to(x)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
+from functools import partial
 
 import mpmath as mp
 import pytest
@@ -128,7 +130,7 @@ def test_each_function_of_python_that_calls_one_of_them_is_entered():
     names = {f.__name__ for f in REPLACEMENTS} - arithmetic
     for f in vars(F).values():
         code = getattr(f, "__code__", None)
-        if code is None or f in BODIES or f is F.linear_cross_entropy:
+        if code is None or f in BODIES or f in REPLACEMENTS:
             continue
         assert not names.intersection(code.co_names), f.__name__
 
@@ -293,6 +295,52 @@ def test_a_lane_is_the_call_on_its_input():
         torch.testing.assert_close(vmap(f)(batch), lanes, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["hinge embedding", "gaussian likelihood", "multigammaln", "column_stack"],
+)
+def test_what_vmap_refuses_is_mended_up_to_products_with_the_hessian(name):
+    lanes, v = torch.stack([X.abs() + 1, X.mT**2 + 1]), randn(2, 3, 3)
+
+    def value(f, x):
+        return f(x)
+
+    def product(f, x):
+        # Of the same directions in each lane.
+        slope = grad(lambda x: (f(x) ** 2).sum())
+        return vmap(lambda v: jvp(slope, (x,), (v,))[1])(v)
+
+    refused = value if name == "column_stack" else product
+    with pytest.raises(RuntimeError, match=r"vmap|[Bb]atching"):
+        vmap(lambda x: refused(CALLS[name], x))(lanes)
+    for each in (value, product):
+        mended = partial(each, exact(CALLS[name]))
+        # The same operations, batched.
+        torch.testing.assert_close(
+            vmap(mended)(lanes), torch.stack([*map(mended, lanes)]), rtol=1e-12, atol=0
+        )
+
+
+def test_a_lane_whose_variance_is_negative_is_nan():
+    f = exact(lambda v: F.gaussian_nll_loss(V, V + 1, v))
+    losses = vmap(f)(torch.stack([V.abs(), -V.abs()]))
+    assert losses.isnan().tolist() == [False, True]
+    for bad in (-1.0, V[:2].abs()):
+        with pytest.raises(ValueError, match="var"):
+            f(bad)
+
+
+def test_a_variance_below_the_least_has_the_derivatives_of_what_it_was():
+    # torch 2.13: in forward mode they are zero, in reverse mode they are not.
+    v = torch.tensor([0.25, 4.0])
+    f = exact(lambda v: F.gaussian_nll_loss(v * 0 + 1, v * 0, v, eps=0.5))
+    assert float(f(v)) == pytest.approx((math.log(0.5) + 2 + math.log(4) + 0.25) / 4)
+    # Half of that of log(v) + 1 / v, over two numbers: (1/v - 1/v^2) / 4.
+    slope = torch.tensor([-0.5, 0.046875])
+    for jacobian in (jacfwd, jacrev):
+        torch.testing.assert_close(jacobian(f)(v), slope)
+
+
 def test_one_bad_lane_spoils_no_other():
     batch = torch.stack([X, X * torch.nan, torch.ones_like(X)])
     got = vmap(grad(exact(torch.linalg.det)))(batch)
@@ -347,6 +395,81 @@ def test_the_lanes_of_what_has_constants_trace(f):
     h = vmap(jacfwd(exact(lambda a: f(a).real)))
     compiled = torch.compile(h, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(A), h(A), rtol=1e-12, atol=1e-12)
+
+
+# The compiler of torch 2.13 shows a mode none of these.
+UNSHOWN = {
+    "weight_norm": lambda x: torch._weight_norm(x, x[:, :1].sin()),
+    "batch norm": lambda x: torch._native_batch_norm_legit(
+        x, None, None, True, 0.1, 1e-5
+    )[0],
+    "hardsigmoid": lambda x: F.hardsigmoid(3 * x.sin()) ** 2,
+    "segment_reduce": lambda x: torch.segment_reduce(
+        x, "prod", lengths=torch.tensor([1, 2])
+    ),
+}
+
+
+@pytest.mark.compile
+# Forward over forward torch does not compile `x / 6`.
+@pytest.mark.parametrize(
+    ("outer", "inner"), [(jacrev, grad), (jacfwd, grad), (jacrev, jacfwd)]
+)
+@pytest.mark.parametrize("name", UNSHOWN)
+def test_what_the_compiler_does_not_show_a_mode_is_mended_too(name, outer, inner):
+    h = outer(inner(lambda x: exact(UNSHOWN[name])(x).sin().sum()))
+    compiled = torch.compile(h, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(X), h(X), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.compile
+def test_the_hessian_of_the_parametrization_weight_norm_traces():
+    module = torch.nn.utils.parametrizations.weight_norm(
+        torch.nn.Linear(3, 3, dtype=torch.float64)
+    )
+    at = "parametrizations.weight.original1"
+
+    def f(v):
+        return torch.func.functional_call(module, {at: v}, (X,)).sin().sum()
+
+    h = jacrev(grad(exact(f)))
+    compiled = torch.compile(h, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(X), h(X), rtol=1e-12, atol=1e-12)
+
+
+def shortened(x):
+    n = x.norm(dim=0)
+    torch.clamp_(n, max=2.0)
+    return n**2
+
+
+def first_shortened(x):
+    n = x.norm(dim=0)
+    torch.clamp_(n[:1], max=2.0)
+    return n**2
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("f", [shortened, first_shortened])
+def test_a_norm_that_a_function_writes_to_is_squared_as_it_is_then(f):
+    x = torch.tensor([[3.0, 0.0], [4.0, 1.0]])
+    written = torch.tensor([4.0, 1.0])
+    slope = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
+    for g, expected in (
+        (exact(f), written),
+        (grad(lambda x: exact(f)(x).sum()), slope),
+    ):
+        compiled = torch.compile(g, fullgraph=True, backend="aot_eager")
+        assert torch.equal(g(x), expected)
+        assert torch.equal(compiled(x), expected)
+
+
+@pytest.mark.compile
+def test_a_compiled_function_in_a_scope_writes_to_a_norm_as_an_eager_one():
+    compiled = torch.compile(shortened, fullgraph=True, backend="aot_eager")
+    x = torch.tensor([[3.0], [4.0]])
+    with exact_ops():
+        assert torch.equal(compiled(x), torch.tensor([4.0]))
 
 
 @pytest.mark.compile

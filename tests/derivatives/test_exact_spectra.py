@@ -102,6 +102,19 @@ def test_nested_backward_passes_are_right_to_order_four():
 
 
 @spectra
+def test_more_nested_backward_passes_are_not_finite(name):
+    t = ZERO.clone().requires_grad_()
+    y = exact(lambda t: SPECTRA[name](S + t * T).abs().square().cumsum(0).sin().sum())(
+        t
+    )
+    finite = []
+    for _ in range(6):
+        (y,) = torch.autograd.grad(y, t, create_graph=True)
+        finite.append(y.isfinite().item())
+    assert finite == [True] * 4 + [False] * 2
+
+
+@spectra
 def test_all_four_hessians_are_one(name):
     def f(x):
         y = SPECTRA[name](3 * torch.diag(torch.arange(4.0, dtype=x.dtype)) + x + x.mT)

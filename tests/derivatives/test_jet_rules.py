@@ -13,7 +13,8 @@ from torch.func import grad, hessian, jvp, vmap
 from pureopt.derivatives import Jet, exact, jet, laplacian
 from pureopt.derivatives._jets._transform import propagate
 from pureopt.derivatives._laplacian import sum_along
-from tests.derivatives.jet_multivariate import MULTIVARIATE, Multivariate
+from tests.derivatives.jet_case import Multivariate
+from tests.derivatives.jet_multivariate import MULTIVARIATE
 from tests.derivatives.jet_univariate import UNIVARIATE
 from tests.derivatives.row import randn
 

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from pureopt import DerivativeError
 from pureopt import derivatives as D
-from pureopt.derivatives._per_sample._record import discover
+from pureopt.derivatives._per_sample._record import record
 from tests.derivatives.recurrent_modules import LANES, layer, value, weights
 from tests.derivatives.row import randn
 
@@ -42,7 +42,7 @@ def test_gradients_per_sample_are_those_of_a_loop(name, reparametrized):
         return value(functional_call(module, w, (x,))).sin().sum()
 
     # Each weight of each layer has a rule, but where it is scaled before.
-    assert set(discover("test", loss, params, (xs,)).opaque) == {reparametrized}
+    assert set(record("test", loss, params, (xs,)).opaque) == {reparametrized}
     expected = one_by_one(loss, params, xs)
     g = torch.cat([leaf.flatten(1) for leaf in expected], 1)
     # Relative to the largest: some hundred products in a sum.

@@ -63,22 +63,36 @@ def _versions(args: Sequence[Any]) -> list[int]:
     """How often each tensor was written to, where torch counts it."""
     if torch.compiler.is_compiling():
         return []
+    # What `x.detach()` gives inside of Taylor mode is the value itself.
+    leaves = [getattr(leaf, "value", leaf) for leaf in tree_leaves(args)]
     return [
         leaf._version  # noqa: SLF001
-        for leaf in tree_leaves(args)
+        for leaf in leaves
         if isinstance(leaf, Tensor) and not leaf.is_inference()
     ]
 
 
+def function(where: str, f: T) -> T:
+    """``f``, which must be a function.
+
+    Raises:
+        DerivativeError: If it is not.
+    """
+    if callable(f):
+        return f
+    hint = "Pass the function itself, as in `lambda x: loss(x, batch)`, not its value."
+    raise DerivativeError(where, "be a function", told(f), hint)
+
+
 def scalar_function(where: str, f: Callable[..., Any]) -> Callable[..., Tensor]:
     """``f`` under :func:`exact`; its value must be a 0-d floating tensor."""
-    exactly = exact(f)
+    exactly = exact(function(where, f))
     return lambda *args: scalar(where, exactly(*renewed(args)))
 
 
 def tensor_function(where: str, f: Callable[..., Any]) -> Callable[..., Any]:
     """``f`` under :func:`exact`; its value must be a tree of floating tensors."""
-    exactly = exact(f)
+    exactly = exact(function(where, f))
     return lambda *args: tensors(where, exactly(*renewed(args)))
 
 
@@ -205,3 +219,18 @@ def chunk(where: str, chunk_size: Any) -> int | None:
         HyperparameterError: If it is neither.
     """
     return chunk_size if chunk_size is None else positive(where, chunk_size)
+
+
+def key(where: str, key: Any) -> Tensor:
+    """``key``, which must be one key of ``pureopt.random``.
+
+    Raises:
+        HyperparameterError: If it is not.
+    """
+    if isinstance(key, Tensor) and key.dtype == torch.int64 and not key.dim():
+        return key
+    hint = (
+        "Make one with `pureopt.random.key(seed)`; map over several with "
+        "`torch.func.vmap`."
+    )
+    raise HyperparameterError(where, "be one key, a 0-d int64 tensor", told(key), hint)

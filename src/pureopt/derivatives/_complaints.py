@@ -24,6 +24,13 @@ _REVERSE = (
 # What is said of a function that writes to its input, however it is found out.
 WRITES = (_RULE, "one that writes in place to its input", _FRESH)
 
+# What is said of one that writes to what it computes on the way.
+WRITES_ON_THE_WAY = (
+    _RULE,
+    "one that writes in place to a value that a derivative needs",
+    _FRESH,
+)
+
 # What torch says, what the function is, and what to do. The first that fits counts.
 _CLUES: tuple[tuple[str, str, str], ...] = (
     (
@@ -75,7 +82,7 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
         ),
     ),
     (
-        r"functions with out=|it is an out= function|doesn't work on out=",
+        r"functions with out=|it is an out= function|for aten::\w+\.\w*out; the fallback",
         "one that writes to an `out=` argument",
         "Use the result of the call.",
     ),
@@ -172,11 +179,7 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
         "one that reads the memory of a tensor, such as `copy.deepcopy`",
         "Copy by `.clone()`.",
     ),
-    (
-        r"modified by an inplace operation",
-        "one that writes in place to a value that a derivative needs",
-        _FRESH,
-    ),
+    (r"modified by an inplace operation", *WRITES_ON_THE_WAY[1:]),
     (
         r"ZeroTensors are immutable",
         "one with an operation that writes to a zero tangent of forward mode",

@@ -77,7 +77,7 @@ def top_eigenpairs(
         chunk_size: How many products at a time; ``k`` by default.
 
     Raises:
-        HyperparameterError: If a number is out of its range.
+        HyperparameterError: If a number is out of its range, or ``key`` is not one key.
         TreeError: If ``like`` is no tree of real floating tensors, or ``matvec`` returns
             another tree.
 
@@ -99,6 +99,7 @@ def top_eigenpairs(
     """
     where = "top_eigenpairs"
     n = size(f"{where}(like=...)", like)
+    _checks.key(f"{where}(key=...)", key)
     _checks.positive(f"{where}(k=...)", k)
     if k > n:
         raise HyperparameterError(

@@ -31,7 +31,7 @@ def fisher_vp(
     The labels ``y`` are those the model expects, so none are needed; the empirical
     Fisher matrix, which takes those of the data, is another matrix:
     :func:`empirical_fisher_vp`. For the likelihoods of this module it equals
-    :func:`ggnvp` of the mean negative log-likelihood. Costs about two gradients.
+    :func:`ggnvp` of the mean negative log-likelihood. Costs about three gradients.
 
     Args:
         model: From the parameters to the outputs, of which the leading dimension is the

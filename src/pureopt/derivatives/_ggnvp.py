@@ -25,7 +25,7 @@ def ggnvp(
     The part of the Hessian that does not need the curvature of the model: the whole
     Hessian where the model is linear or the loss is at a stationary point of
     :math:`\ell`, and positive semidefinite wherever the loss is convex in the outputs.
-    Costs about two gradients, and no matrix in memory.
+    Costs about three gradients, and no matrix in memory.
 
     Args:
         model: From the parameters to the outputs, a tree of tensors; the data is closed

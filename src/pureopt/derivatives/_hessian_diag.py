@@ -130,7 +130,8 @@ def hessian_diag_estimate(
         standard error is NaN.
 
     Raises:
-        HyperparameterError: If ``samples`` or ``chunk_size`` is not a positive integer.
+        HyperparameterError: If ``samples`` or ``chunk_size`` is not a positive integer,
+            or ``key`` is not one key.
         TreeError: If ``x`` holds what is not a floating tensor.
         DerivativeError: If ``f`` does not return a 0-d floating tensor, or cannot be
             differentiated twice.
@@ -150,6 +151,7 @@ def hessian_diag_estimate(
     """
     name = "hessian_diag_estimate"
     _checks.point(f"{name}(x=...)", x)
+    _checks.key(f"{name}(key=...)", key)
     samples = _checks.positive(f"{name}(samples=...)", samples)
     chunk_size = _checks.chunk(f"{name}(chunk_size=...)", chunk_size)
     products = _products(f"{name}(f=...)", f)

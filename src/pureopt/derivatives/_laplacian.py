@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pureopt._tree import ravel, tree_leaves, tree_map
 from pureopt._typing import P
-from pureopt.derivatives._checks import chunk, point
+from pureopt.derivatives._checks import call, chunk, point
 from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._transform import coefficient_at, propagate, value_at
 
@@ -111,7 +111,8 @@ def forward_laplacian(f: Callable[[P], Any]) -> Callable[[P], ForwardLaplacian]:
         out = along(where, f, x, identity_like(x), 2)
         return ForwardLaplacian(
             tree_map(value_at, out),
-            tree_map(lambda y: _jacobian(y, x), out),
+            # Here the first derivatives are computed, as far as they were put off.
+            call(where, lambda: tree_map(lambda y: _jacobian(y, x), out)),
             tree_map(lambda y: 2 * coefficient_at(y, 2), out),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -76,7 +76,7 @@ class Gaussian:
             the squared error, with 1 half of it.
 
     Raises:
-        HyperparameterError: If ``scale`` is a number that is not positive.
+        HyperparameterError: If ``scale`` is neither a tensor nor a positive number.
 
     Example:
         >>> import torch
@@ -89,8 +89,10 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         """Check the scale, if it is a number."""
-        if not isinstance(self.scale, Tensor) and not self.scale > 0:
-            raise HyperparameterError("Gaussian(scale=...)", "be > 0", repr(self.scale))
+        scale: Any = self.scale
+        if isinstance(scale, Tensor) or (isinstance(scale, int | float) and scale > 0):
+            return
+        raise HyperparameterError("Gaussian(scale=...)", "be > 0", repr(scale))
 
     def __call__(
         self, outputs: Float[Tensor, "*batch"], u: Tensor

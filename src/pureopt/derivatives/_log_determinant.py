@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pureopt._typing import P
+from pureopt.derivatives import _checks
 from pureopt.derivatives._estimate import Estimate
 from pureopt.derivatives._operator import size
 from pureopt.derivatives._spectral_density import spectral_density
@@ -53,7 +54,7 @@ def log_determinant(
         The estimate and its standard error, in nats.
 
     Raises:
-        HyperparameterError: If a number is out of its range.
+        HyperparameterError: If a number is out of its range, or ``key`` is not one key.
         TreeError: If ``like`` is no tree of real floating tensors, or ``matvec`` returns
             another tree.
 
@@ -74,6 +75,7 @@ def log_determinant(
         tensor(2.0794)
     """
     n = size("log_determinant(like=...)", like)
+    _checks.key("log_determinant(key=...)", key)
     spectrum = spectral_density(
         matvec, like, key=key, probes=probes, steps=steps, chunk_size=chunk_size
     )

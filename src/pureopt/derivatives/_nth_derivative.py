@@ -22,6 +22,8 @@ from pureopt.derivatives._jets._transform import (
 
 # The last number whose factorial is a double.
 _LARGEST = 170
+# A table, since the compiler traces no factorial of a number that varies between calls.
+_FACTORIALS = [float(math.factorial(k)) for k in range(_LARGEST + 1)]
 
 
 def nth_derivative(f: Callable[[Tensor], Any], n: int) -> Callable[[Tensor], Any]:
@@ -116,7 +118,7 @@ def directional_derivatives(
 
 
 def _derivative(y: Jet | Tensor, k: int) -> Tensor:
-    return coefficient_at(y, k, float(math.factorial(k))) if k else value_at(y)
+    return coefficient_at(y, k, _FACTORIALS[k]) if k else value_at(y)
 
 
 def _check_tensor(where: str, x: object) -> None:

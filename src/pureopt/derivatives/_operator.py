@@ -48,6 +48,7 @@ def working_dtype(like: Any) -> torch.dtype:
 def flat(where: str, matvec: Callable[[P], P], like: P) -> Product:
     """``matvec`` as a function of vectors: :func:`ravel` of a tree like ``like``."""
     dtype, place = working_dtype(like), f"{where}(matvec=...)"
+    _checks.function(place, matvec)
 
     def product(v: Tensor) -> Tensor:
         # A copy, in case that it is written to, which does not show under vmap.

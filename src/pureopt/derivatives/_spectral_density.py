@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pureopt._errors import HyperparameterError
+from pureopt._errors import DerivativeError, HyperparameterError, told
 from pureopt._typing import P, Scalar
 from pureopt.derivatives import _checks
 from pureopt.derivatives._estimate import Estimate
@@ -71,7 +71,9 @@ class SpectralDensity(NamedTuple):
 
         Raises:
             HyperparameterError: If a number ``width`` is not positive and finite.
+            DerivativeError: If ``grid`` is no vector.
         """
+        _check_grid("SpectralDensity.density(grid=...)", grid)
         if not isinstance(width, Tensor) and not 0 < width < math.inf:
             where = "SpectralDensity.density(width=...)"
             raise HyperparameterError(where, "be positive and finite", str(width))
@@ -87,10 +89,20 @@ class SpectralDensity(NamedTuple):
 
         Returns:
             Numbers from 0 to 1, and their standard errors.
+
+        Raises:
+            DerivativeError: If ``grid`` is no vector.
         """
+        _check_grid("SpectralDensity.cumulative(grid=...)", grid)
         # Not `where`: where the nodes are NaN the weights are, and so is the sum.
         below = self.nodes[..., None, :, :] <= grid[:, None, None]
         return _over_probes(self.weights[..., None, :, :] * below)
+
+
+def _check_grid(where: str, grid: Any) -> None:
+    if not isinstance(grid, Tensor) or grid.dim() != 1:
+        hint = "Put the places into a vector, as `torch.linspace` does."
+        raise DerivativeError(where, "be a tensor of one dimension", told(grid), hint)
 
 
 def _over_probes(terms: Float[Tensor, "*batch probes steps"]) -> Estimate:
@@ -137,7 +149,7 @@ def spectral_density(
         chunk_size: How many probes at a time; all by default.
 
     Raises:
-        HyperparameterError: If a number is out of its range.
+        HyperparameterError: If a number is out of its range, or ``key`` is not one key.
         TreeError: If ``like`` is no tree of real floating tensors, or ``matvec`` returns
             another tree.
 
@@ -163,6 +175,7 @@ def spectral_density(
     """
     where = "spectral_density"
     n = size(f"{where}(like=...)", like)
+    _checks.key(f"{where}(key=...)", key)
     at_least(f"{where}(probes=...)", probes, 2)
     _checks.positive(f"{where}(steps=...)", steps)
     _checks.chunk(f"{where}(chunk_size=...)", chunk_size)

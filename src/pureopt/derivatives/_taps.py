@@ -121,8 +121,9 @@ def grad_at(
         order of ``names``.
 
     Raises:
-        DerivativeError: At the call, if a name does not pass, ``f`` does not return a 0-d
-            floating tensor, or cannot be differentiated.
+        DerivativeError: If ``f`` is no function, or ``names`` are no names. At the call,
+            if a name does not pass, ``f`` does not return a 0-d floating tensor, or cannot
+            be differentiated.
 
     Example:
         The gradient at the hidden layer, for each of two samples:
@@ -136,8 +137,12 @@ def grad_at(
         {'hidden': tensor([[ 6.],
                 [12.]])}
     """
-    wanted = [names] if isinstance(names, str) else list(names)
     where = "grad_at(f=...)"
+    _checks.function(where, f)
+    wanted: Any = [names] if isinstance(names, str) else names
+    if not isinstance(wanted, Sequence):
+        rule = "be a name or a sequence of names"
+        raise DerivativeError("grad_at(names=...)", rule, told(names))
 
     def run(scope: _Scope, *args: Any) -> Tensor:
         _SCOPES.stack.append(scope)
@@ -166,7 +171,7 @@ def _zeros(like: _Like) -> Tensor:
     return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
 
 
-def _check_names(wanted: list[str], seen: dict[str, Any]) -> None:
+def _check_names(wanted: Sequence[str], seen: dict[str, Any]) -> None:
     for name in wanted:
         if name not in seen:
             known = ", ".join(f"'{name}'" for name in seen)

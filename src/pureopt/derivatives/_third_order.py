@@ -20,7 +20,7 @@ def third_order_product(f: Callable[[P], Tensor], x: P, u: P, v: P) -> P:
         T[u, v, \cdot]_i = \sum_{jk} \frac{\partial^3 f}{\partial x_i \, \partial x_j \,
             \partial x_k} u_j v_k = \nabla_x \, \big( u^T H(x) \, v \big)_i
 
-    Symmetric in ``u`` and ``v``. Three times reverse mode, at about seven gradients: of
+    Symmetric in ``u`` and ``v``. Three times reverse mode, at about six gradients: of
     the nestings that compile one of the two cheapest, and the one that needs no forward
     formula.
 

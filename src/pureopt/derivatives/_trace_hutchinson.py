@@ -51,7 +51,7 @@ def trace_hutchinson(
         The estimate and its standard error, in the units of the operator.
 
     Raises:
-        HyperparameterError: If a number is out of its range.
+        HyperparameterError: If a number is out of its range, or ``key`` is not one key.
         TreeError: If ``like`` is no tree of real floating tensors, or ``matvec`` returns
             another tree.
 
@@ -70,6 +70,7 @@ def trace_hutchinson(
     """
     where = "trace_hutchinson"
     n = size(f"{where}(like=...)", like)
+    _checks.key(f"{where}(key=...)", key)
     at_least(f"{where}(matvecs=...)", matvecs, 2)
     _checks.chunk(f"{where}(chunk_size=...)", chunk_size)
     v = rademacher(key, (matvecs, n), working_dtype(like))

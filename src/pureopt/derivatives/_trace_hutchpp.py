@@ -56,7 +56,7 @@ def trace_hutchpp(
         operator.
 
     Raises:
-        HyperparameterError: If a number is out of its range.
+        HyperparameterError: If a number is out of its range, or ``key`` is not one key.
         TreeError: If ``like`` is no tree of real floating tensors, or ``matvec`` returns
             another tree.
 
@@ -79,6 +79,7 @@ def trace_hutchpp(
     """
     where = "trace_hutchpp"
     n = size(f"{where}(like=...)", like)
+    _checks.key(f"{where}(key=...)", key)
     at_least(f"{where}(matvecs=...)", matvecs, 4)
     _checks.chunk(f"{where}(chunk_size=...)", chunk_size)
     product, dtype = rows(flat(where, matvec, like), chunk_size), working_dtype(like)

@@ -60,7 +60,7 @@ def trace_xtrace(
         large for ``l`` up to a third of ``n``, and up to three times beyond.
 
     Raises:
-        HyperparameterError: If a number is out of its range.
+        HyperparameterError: If a number is out of its range, or ``key`` is not one key.
         TreeError: If ``like`` is no tree of real floating tensors, or ``matvec`` returns
             another tree.
 
@@ -82,6 +82,7 @@ def trace_xtrace(
     """
     where = "trace_xtrace"
     n = size(f"{where}(like=...)", like)
+    _checks.key(f"{where}(key=...)", key)
     at_least(f"{where}(matvecs=...)", matvecs, 4)
     _checks.chunk(f"{where}(chunk_size=...)", chunk_size)
     product = rows(flat(where, matvec, like), chunk_size)

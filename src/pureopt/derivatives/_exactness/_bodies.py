@@ -130,6 +130,7 @@ BODIES: Table = {
         F.glu,
         F.grid_sample,
         F.hardsigmoid,
+        F.hinge_embedding_loss,
         F.huber_loss,
         F.instance_norm,
         F.layer_norm,

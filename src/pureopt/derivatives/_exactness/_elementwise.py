@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,20 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:  # noqa: A002
     return torch.masked_select(*torch.broadcast_tensors(input, mask))
 
 
+def mvlgamma(input: Tensor, p: int) -> Tensor:  # noqa: A002
+    r"""``torch.mvlgamma``, whose gradient torch writes to numbers without lanes.
+
+    .. math::
+        \tfrac{p (p - 1)}{4} \log \pi
+        + \sum_{j=0}^{p-1} \log \Gamma \left( x - \tfrac{j}{2} \right)
+    """
+    if p < 1 or not input.dtype.is_floating_point:
+        return torch.mvlgamma(input, p)  # which refuses some
+    shifts = torch.arange(1 - p, 1, dtype=input.dtype, device=input.device) / 2
+    logs = (input.unsqueeze(-1) + shifts).lgamma().sum(-1)
+    return logs + p * (p - 1) / 4 * math.log(math.pi)
+
+
 ELEMENTWISE: Table = {
     **dict.fromkeys((torch.prelu, torch.Tensor.prelu), prelu),
     **dict.fromkeys((torch.masked_select, torch.Tensor.masked_select), masked_select),
@@ -74,5 +90,7 @@ ELEMENTWISE: Table = {
     KERNELS.glu: glu,
     **dict.fromkeys((torch.copysign, torch.Tensor.copysign), copysign),
     torch.polar: polar,
+    **dict.fromkeys((torch.mvlgamma, torch.Tensor.mvlgamma), mvlgamma),
+    torch.special.multigammaln: mvlgamma,
     **spellings("native_dropout_backward", native_dropout_backward),
 }

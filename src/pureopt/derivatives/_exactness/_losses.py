@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pureopt.derivatives._exactness._numeric import (
     KERNELS,
@@ -118,6 +119,53 @@ def multilabel_margin_loss(input: Tensor, target: Tensor, reduction: int = 0) ->
     return reduced(loss, reduction)
 
 
+def hinge_embedding_loss(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    margin: float = 1.0,
+    reduction: int = 0,
+) -> Tensor:
+    """``F.hinge_embedding_loss``: torch writes lanes to what has none."""
+    apart = torch.where(target != 1, (margin - input).clamp_min(0), 0.0)
+    return reduced(apart + torch.where(target != -1, input, 0.0), reduction)
+
+
+def gaussian_nll_loss(
+    input: Tensor,  # noqa: A002
+    target: Tensor,
+    var: Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:
+    """``F.gaussian_nll_loss``: NaN where a variance is negative, for which torch raises.
+
+    Where a variance is raised to ``eps``, it has the derivatives of what it was.
+    """
+    number = {"none": 0, "mean": 1, "sum": 2}.get(reduction)
+    variance = _variance(var, input)
+    if number is None or variance is None:  # which it refuses
+        return F.gaussian_nll_loss(input, target, var, full, eps, reduction)
+    constant = variance.detach()
+    lifted = torch.where(constant < eps, variance - constant + eps, variance)
+    lifted = torch.where(constant < 0, torch.nan, lifted)
+    gap = input - target
+    loss = 0.5 * (lifted.log() + gap * gap / lifted)
+    return reduced(loss + 0.5 * math.log(math.tau) if full else loss, number)
+
+
+def _variance(var: Tensor | float, x: Tensor) -> Tensor | None:
+    """The variances that are broadcast to ``x``, if torch takes them for such."""
+    if not isinstance(var, Tensor):
+        fits = isinstance(var, float) and var >= 0
+        return torch.full_like(x.detach(), var) if fits else None
+    if var.shape == x.shape[:-1] and x.dim():
+        return var.unsqueeze(-1)
+    unlike = [m for m, n in zip(var.shape, x.shape, strict=False) if m != n]
+    fits = var.dim() == x.dim() and unlike in ([], [1])
+    return var if fits else None
+
+
 LOSSES: Table = {
     KERNELS.mse_loss: mse_loss,
     KERNELS.huber_loss: huber_loss,
@@ -126,4 +174,6 @@ LOSSES: Table = {
     torch.binary_cross_entropy_with_logits: binary_cross_entropy_with_logits,
     KERNELS.multi_margin_loss: multi_margin_loss,
     KERNELS.multilabel_margin_loss: multilabel_margin_loss,
+    torch.hinge_embedding_loss: hinge_embedding_loss,
+    F.gaussian_nll_loss: gaussian_nll_loss,
 }

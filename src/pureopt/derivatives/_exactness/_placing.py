@@ -125,6 +125,11 @@ def index_fill(
     return torch.where(chosen.reshape(shape), value.to(input.dtype), input)
 
 
+def column_stack(tensors: Sequence[Tensor]) -> Tensor:
+    """``torch.column_stack``, which ``vmap`` refuses."""
+    return torch.cat([x if x.dim() > 1 else x.reshape(-1, 1) for x in tensors], 1)
+
+
 UNPOOLING: Table = {
     KERNELS.max_unpool2d: _unpool(KERNELS.max_unpool2d, 2),
     KERNELS.max_unpool3d: _unpool(KERNELS.max_unpool3d, 3),
@@ -132,6 +137,7 @@ UNPOOLING: Table = {
 
 PLACING: Table = {
     **UNPOOLING,
+    torch.column_stack: column_stack,
     **dict.fromkeys((torch.index_fill, torch.Tensor.index_fill), index_fill),
     **dict.fromkeys(
         (torch.as_strided_scatter, torch.Tensor.as_strided_scatter), as_strided_scatter

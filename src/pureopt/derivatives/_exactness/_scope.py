@@ -25,6 +25,7 @@ from pureopt.derivatives._exactness._placing import PLACING
 from pureopt.derivatives._exactness._products import PRODUCTS
 from pureopt.derivatives._exactness._recurrent import RECURRENT
 from pureopt.derivatives._exactness._sampling import SAMPLING
+from pureopt.derivatives._exactness._shown import SHOWN, show
 from pureopt.derivatives._exactness._spectra import SPECTRA
 from pureopt.derivatives._exactness._transposed import TRANSPOSED
 from pureopt.derivatives._exactness._vector_norms import (
@@ -78,6 +79,8 @@ WRITES = dict.fromkeys(
 _NORM = torch.Tensor.norm
 _POW = torch.Tensor.__pow__
 _UNFLATTEN = torch.Tensor.unflatten
+
+SHOWN.update(REPLACEMENTS, BODIES, WRITES)
 
 
 class _Exact(TorchFunctionMode):
@@ -139,6 +142,7 @@ def exact_ops() -> Generator[None, None, None]:
         >>> bool((jacfwd(jacfwd(torch.linalg.det))(A)[0, 0, 1, 1] - 1).abs() < 0.1)
         False
     """
+    show()
     REMEMBERED.scopes.append([])
     try:
         with _Exact():

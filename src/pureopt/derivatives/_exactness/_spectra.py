@@ -30,7 +30,8 @@ def eigh(
     """``torch.linalg.eigh``; its derivatives are those along Hermitian matrices.
 
     They are right to any order of ``torch.func``, and to order four of
-    ``torch.autograd`` around it, whose derivatives cannot be counted beforehand.
+    ``torch.autograd`` around it, whose derivatives cannot be counted beforehand: those
+    of a higher order are not finite.
     """
     if not input.numel():
         return torch.linalg.eigh(input, UPLO)
@@ -94,7 +95,7 @@ def perturbed(
 
     with ``D`` zero but for its derivatives. Between eigenvalues that are equal up to
     rounding, the first derivatives of vectors and the second ones of values do not exist,
-    and are not finite.
+    and are not finite. Nor are the derivatives of an order that the series does not reach.
 
     References:
         Kato (1995), chapter II, section 2.
@@ -103,7 +104,8 @@ def perturbed(
     # As traced as `D` is: a compiled `jacfwd` of a `jacfwd` refuses to mix the two.
     gap = torch.where(D.isnan(), D, gap.to(D.dtype))
     turned, mixing = D, D / gap
-    for _ in range(_orders() - 1):
+    orders = _orders()
+    for _ in range(orders - 1):
         turned = D + D @ mixing
         shift = turned.diagonal(dim1=-2, dim2=-1)
         mixing = (turned - mixing * shift.unsqueeze(-2)) / gap
@@ -111,7 +113,10 @@ def perturbed(
     # Powers of zero, whose values are zero.
     between = torch.where(tied, turned, 1.0)
     shift = shift + torch.where(tied, between**1.5, 0.0).sum(-2)
-    return shift, mixing + torch.where(tied, between**0.5, 0.0)
+    mixing = mixing + torch.where(tied, between**0.5, 0.0)
+    # The derivative after the last that is right: no graph is asked how deep it is.
+    beyond = _real(D[..., :1, :1]) ** (orders + 0.5)
+    return shift + beyond.squeeze(-1), mixing + beyond
 
 
 def gaps(
@@ -130,6 +135,11 @@ def gaps(
 def moved(x: Tensor) -> Tensor:
     """Zero, with the derivatives of ``x``."""
     return x - x.detach()
+
+
+def _real(x: Tensor) -> Tensor:
+    """The real part."""
+    return x.real if x.dtype.is_complex else x
 
 
 def _orders() -> int:

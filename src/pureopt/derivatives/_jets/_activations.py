@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from pureopt._errors import DerivativeError
+from pureopt.derivatives._exactness._shown import SHOWN
 from pureopt.derivatives._jets._algebra import integral, like, linear
 from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._piecewise import kept
@@ -24,6 +25,9 @@ from pureopt.derivatives._jets._shapes import value_of
 
 _SELU_ALPHA = 1.6732632423543772
 _SELU_SCALE = 1.0507009873554805
+
+# The compiler asks no jet about them, as it knows of no function to stand in for.
+SHOWN.update((F.hardsigmoid, F.hardswish))
 
 
 @rule("relu")

@@ -68,8 +68,8 @@ def sub(input: Any, other: Any, *, alpha: float = 1) -> Jet:  # noqa: A002
 
 
 @rule("__rsub__", "rsub")
-def rsub(input: Any, other: Any) -> Jet:  # noqa: A002
-    return add(neg(input), other) if isinstance(input, Jet) else sub(other, input)
+def rsub(input: Any, other: Any, *, alpha: float = 1) -> Jet:  # noqa: A002
+    return add(torch.mul(input, -alpha), other)
 
 
 @rule("neg", "negative", "__neg__")
@@ -270,17 +270,17 @@ def abs_(x: Jet) -> Jet:
 
 @rule("addcmul")
 def addcmul(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Jet:  # noqa: A002
-    return add(input, mul(tensor1, tensor2), alpha=value)
+    return add(input, torch.mul(tensor1, tensor2), alpha=value)
 
 
 @rule("addcdiv")
 def addcdiv(input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Jet:  # noqa: A002
-    return add(input, div(tensor1, tensor2), alpha=value)
+    return add(input, torch.div(tensor1, tensor2), alpha=value)
 
 
 @rule("lerp")
 def lerp(input: Any, end: Any, weight: Any) -> Jet:  # noqa: A002
-    return add(input, mul(sub(end, input), weight))
+    return add(input, torch.mul(torch.sub(end, input), weight))
 
 
 @rule("hypot")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from pureopt._errors import DerivativeError
 from pureopt.derivatives._jets._algebra import lift, linear
 from pureopt.derivatives._jets._jet import RULES, Jet
 from pureopt.derivatives._jets._register import (
@@ -92,9 +93,12 @@ for _op in spellings("select_scatter", "slice_scatter", "diagonal_scatter"):
 
 @rule("index_fill")
 def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:  # noqa: A002
-    first = input if isinstance(input, Jet) else value
-    jets = lift(first, input), lift(first, value)
-    return linear(lambda a, b: torch.index_fill(a, dim, index, b), *jets)
+    # Not by the function itself: of many directions of `value` vmap fills in one.
+    shape = [1] * input.ndim
+    if shape:
+        shape[dim] = input.shape[dim]
+    filled = torch.zeros(shape, dtype=torch.bool, device=input.device)
+    return torch.where(filled.index_fill(dim, index, True), value, input)
 
 
 @rule("index_put")
@@ -105,11 +109,25 @@ def index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) -
 
 
 @rule("embedding")
-def embedding(input: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
+def embedding(
+    input: Any,  # noqa: A002
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     indices = value_of(input)
+    if isinstance(weight, Jet) and max_norm is not None:
+        raise DerivativeError(
+            "jet(f=...)",
+            "not write in place",
+            "`embedding` with `max_norm`, which shortens rows of its weight",
+            "Shorten those of a copy: `torch.renorm(weight, 2, 0, max_norm)`.",
+        )
     if not isinstance(weight, Jet):  # floating indices: torch says so
-        return F.embedding(indices, weight, *args, **kwargs)
-    return linear(lambda w: F.embedding(indices, w, *args, **kwargs), weight)
+        return F.embedding(indices, weight, padding_idx, max_norm, *args, **kwargs)
+    return linear(lambda w: F.embedding(indices, w, padding_idx), weight)
 
 
 @rule("pad")

@@ -207,7 +207,7 @@ def cross_entropy(
 def kl_div(
     input: Any,  # noqa: A002
     target: Any,
-    reduction: int = 1,
+    reduction: int = 0,
     *,
     log_target: bool = False,
 ) -> Any:
@@ -237,7 +237,7 @@ def poisson_nll_loss(
 
 
 def cosine_embedding_loss(
-    input1: Any, input2: Any, target: Any, margin: float = 0.0, reduction: int = 1
+    input1: Any, input2: Any, target: Any, margin: float = 0.0, reduction: int = 0
 ) -> Any:
     tiny = 1e-12  # torch's own, which is none of the arguments
     dot = (input1 * input2).sum(-1)
@@ -252,14 +252,14 @@ def hinge_embedding_loss(
     input: Any,  # noqa: A002
     target: Tensor,
     margin: float = 1.0,
-    reduction: int = 1,
+    reduction: int = 0,
 ) -> Any:
     apart = torch.where(target != 1, torch.clamp(margin - input, min=0), 0.0)
     return reduced(apart + torch.where(target != -1, input, 0.0), reduction)
 
 
 def margin_ranking_loss(
-    input1: Any, input2: Any, target: Any, margin: float = 0.0, reduction: int = 1
+    input1: Any, input2: Any, target: Any, margin: float = 0.0, reduction: int = 0
 ) -> Any:
     return reduced(torch.clamp(-target * (input1 - input2) + margin, min=0), reduction)
 

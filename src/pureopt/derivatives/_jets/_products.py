@@ -169,8 +169,10 @@ def _affine_rule(op: Callable[[Any, Any], Any]) -> Callable[..., Any]:
         beta: float = 1,
         alpha: float = 1,
     ) -> Any:
-        y = op(a, b)
-        return (y * alpha if alpha != 1 else y) + (input * beta if beta != 1 else input)
+        y = op(a, b) if alpha == 1 else op(a, b) * alpha
+        if beta == 0:  # not a product with zero: the input may be NaN
+            return y
+        return y + (input if beta == 1 else input * beta)
 
     return apply
 

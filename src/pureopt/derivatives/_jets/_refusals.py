@@ -102,7 +102,9 @@ for _op, _got in {
         "meant, read `x.detach()`.",
     )
 
-for _name in ("bernoulli", "multinomial", "poisson", "normal"):
+for _name in (
+    "bernoulli", "multinomial", "poisson", "normal", "svd_lowrank", "pca_lowrank",
+):  # fmt: skip
     for _op in spellings(_name):
         RULES[_op] = _refusing(
             "be the same function at each call",

@@ -130,10 +130,16 @@ def _joining(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _op in spellings(
-    "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack",
-    "column_stack", "row_stack",
+    "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "row_stack",
 ):  # fmt: skip
     RULES[_op] = _joining(_op)
+
+
+@rule("column_stack")
+def column_stack(tensors: Sequence[Any]) -> Any:
+    # Torch has no rule for vmap, and so none for many directions.
+    columns = [x if x.ndim > 1 else x.reshape(-1, 1) for x in tensors]
+    return torch.cat(columns, 1)
 
 
 @rule("broadcast_tensors")

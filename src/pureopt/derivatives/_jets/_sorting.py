@@ -191,14 +191,16 @@ def quantile(
     *,
     interpolation: str = "linear",
 ) -> Jet:
-    x = input.reshape(-1) if dim is None else input.movedim(dim, -1)
+    whole = dim is None or not input.ndim
+    x = input.reshape(-1) if whole else input.movedim(dim, -1)
     ordered = sort(x).values
     levels = torch.as_tensor(q, dtype=x.dtype, device=x.device)
     at = levels * (x.shape[-1] - 1)
     y = _between(ordered, at.reshape(-1), interpolation)
     if keepdim:
-        shape = [1] * input.ndim if dim is None else list(input.shape)
-        shape[-1 if dim is None else dim] = 1
+        shape = [1] * input.ndim if whole else list(input.shape)
+        if not whole:
+            shape[dim] = 1
         y = y.movedim(-1, 0).reshape(-1, *shape)
     else:
         y = y.movedim(-1, 0)

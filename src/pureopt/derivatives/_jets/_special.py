@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._jets._algebra import elementwise, integral, lift, like, taylor
+from pureopt._errors import DerivativeError
+from pureopt.derivatives._jets._algebra import (
+    elementwise,
+    integral,
+    lift,
+    like,
+    spread,
+    taylor,
+)
 from pureopt.derivatives._jets._arithmetic import belongs
 from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._register import rule, univariate_rule
@@ -116,6 +124,15 @@ def polygamma(n: Any, x: Any) -> Jet:
 @rule("zeta")
 def zeta(s: Any, q: Any) -> Jet:
     r"""Coefficients :math:`(-1)^k \binom{s+k-1}{k} \zeta(s + k, q)`, ``s`` constant."""
+    if isinstance(s, Jet):
+        raise DerivativeError(
+            "jet(f=...)",
+            "keep the first argument of `zeta` constant",
+            "one that varies",
+            "There is no formula for that derivative; detach it, `s.detach()`.",
+        )
+    if isinstance(s, Tensor):
+        q = spread(q, torch.broadcast_shapes(s.shape, q.shape))
     terms, factor = [], 1.0
     for k in range(q.order + 1):
         terms.append(_zeta(s + k, q.value) * factor)

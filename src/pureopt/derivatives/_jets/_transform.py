@@ -12,7 +12,8 @@ from torch import Tensor
 from pureopt._errors import DerivativeError, told
 from pureopt._tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from pureopt._typing import P
-from pureopt.derivatives._checks import call, direction, point
+from pureopt.derivatives._checks import call, direction, function, point
+from pureopt.derivatives._exactness._shown import show
 from pureopt.derivatives._exactness._vector_norms import REMEMBERED
 from pureopt.derivatives._jets._jet import Jet
 
@@ -117,8 +118,9 @@ def propagate(
             directions in front.
 
     Raises:
-        DerivativeError: If a leaf of the output is neither a jet nor a tensor, or another
-            pass is open: its jets would be taken for those of this one.
+        DerivativeError: If ``f`` is no function, a leaf of the output is neither a jet
+            nor a tensor, or another pass is open: its jets would be taken for those of
+            this one.
     """
     if _PASSES.open:
         raise DerivativeError(
@@ -128,6 +130,7 @@ def propagate(
             "Take the outer derivative by `torch.func.grad` or `torch.func.jvp`, or both "
             "from one pass: `bilaplacian`, or `jet` of higher order.",
         )
+    function(where, f)
     leaves, structure = tree_flatten(primals)
     terms = [
         [None] * len(leaves) if tree is None else structure.flatten_up_to(tree)
@@ -139,6 +142,7 @@ def propagate(
     ]
     for x in jets:
         x.locked = True
+    show()
     _PASSES.open.append(where)
     REMEMBERED.scopes.append([])
     try:

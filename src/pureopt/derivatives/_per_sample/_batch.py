@@ -15,7 +15,7 @@ from pureopt._typing import P
 from pureopt.derivatives._exactness._numeric import widened
 from pureopt.derivatives._per_sample import _sums
 from pureopt.derivatives._per_sample._opaque import Opaque
-from pureopt.derivatives._per_sample._record import Plans, record
+from pureopt.derivatives._per_sample._record import record
 
 
 class Seen(NamedTuple):
@@ -26,7 +26,7 @@ class Seen(NamedTuple):
     Attributes:
         leaves: The leaves of the parameters, in the dtype of the sums.
         uses: The recorded uses of each leaf; ``None`` where it has none.
-        leaks: Of each leaf, whether it was used unseen; ``None`` if it is not recorded.
+        leaks: Of each leaf, whether it was used unseen; ``None`` if it cannot have been.
         opaque: The leaves that were not recorded.
         samples: How many samples there are.
         dtype: The widest of the parameters, for results.
@@ -125,7 +125,6 @@ def see(
     params: Any,
     batch: tuple[Any, ...],
     at_least: int = 1,
-    plans: Plans | None = None,
 ) -> Seen:
     """Record a batch.
 
@@ -135,7 +134,6 @@ def see(
         params: The parameters.
         batch: Trees of tensors with the samples in dimension 0.
         at_least: How many samples are needed.
-        plans: What is known from the call before.
 
     Raises:
         TreeError: If ``params`` holds something else than floating tensors.
@@ -146,12 +144,12 @@ def see(
     samples = count(where, batch, at_least)
     leaves = [widened(leaf) for leaf in tree_leaves(params)]
     dtype = reduce(torch.promote_types, [leaf.dtype for leaf in tree_leaves(params)])
-    recording = record(f"{where}(loss=...)", loss, params, batch, plans or Plans())
+    recording = record(f"{where}(loss=...)", loss, params, batch)
     uses = [
         _sums.Leaf(leaf, recorded, samples) if recorded else None
         for leaf, recorded in zip(leaves, recording.leaves, strict=True)
     ]
-    hidden = [i for i, recorded in enumerate(recording.leaves) if recorded is None]
+    hidden = [i for i, opaque in enumerate(recording.opaque) if opaque]
     opaque = Opaque(f"{where}(loss=...)", loss, params, batch, samples, hidden)
     return Seen(leaves, uses, recording.leaks, opaque, samples, dtype)
 

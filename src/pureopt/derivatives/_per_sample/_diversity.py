@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pureopt.derivatives._per_sample._batch import see
-from pureopt.derivatives._per_sample._record import Plans
 
 
 def gradient_diversity(
@@ -46,10 +45,9 @@ def gradient_diversity(
         >>> po.derivatives.gradient_diversity(loss)(torch.zeros(2), torch.eye(2))
         tensor(1.)
     """
-    plans = Plans()
 
     def diversity_of_loss(params: Any, *batch: Any) -> Float[Tensor, ""]:
-        seen = see("gradient_diversity", loss, params, batch, plans=plans)
+        seen = see("gradient_diversity", loss, params, batch)
         squares, mean = seen.sums()
         return (squares / (mean * seen.samples**2)).to(seen.dtype)
 

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pureopt.derivatives._per_sample._batch import see
-from pureopt.derivatives._per_sample._record import Plans
 
 
 def grad_gram(
@@ -48,10 +47,9 @@ def grad_gram(
         tensor([[25.,  8.],
                 [ 8.,  4.]])
     """
-    plans = Plans()
 
     def gram_of_loss(params: Any, *batch: Any) -> Float[Tensor, "samples samples"]:
-        seen = see("grad_gram", loss, params, batch, plans=plans)
+        seen = see("grad_gram", loss, params, batch)
         return seen.gram().to(seen.dtype)
 
     return gram_of_loss

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pureopt._typing import P
 from pureopt.derivatives._per_sample._batch import like_leaves, see
-from pureopt.derivatives._per_sample._record import Plans
 
 
 def gsnr(loss: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -47,10 +46,9 @@ def gsnr(loss: Callable[..., Tensor]) -> Callable[..., Any]:
         >>> po.derivatives.gsnr(loss)(torch.zeros(2), x)
         tensor([2.0000, 0.5000])
     """
-    plans = Plans()
 
     def ratios_of_loss(params: P, *batch: Any) -> P:
-        seen = see("gsnr", loss, params, batch, at_least=2, plans=plans)
+        seen = see("gsnr", loss, params, batch, at_least=2)
         ratios = [_ratio(mean.square(), variance) for mean, variance in seen.moments()]
         return like_leaves(params, ratios)
 

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pureopt.derivatives._per_sample._batch import see
-from pureopt.derivatives._per_sample._record import Plans
 
 
 class NoiseScale(NamedTuple):
@@ -74,10 +73,9 @@ def noise_scale(loss: Callable[..., Tensor]) -> Callable[..., NoiseScale]:
         >>> po.derivatives.noise_scale(loss)(torch.zeros(2), x)
         NoiseScale(ratio=tensor(0.6667), trace=tensor(2.), signal=tensor(3.))
     """
-    plans = Plans()
 
     def noise_of_loss(params: Any, *batch: Any) -> NoiseScale:
-        seen = see("noise_scale", loss, params, batch, at_least=2, plans=plans)
+        seen = see("noise_scale", loss, params, batch, at_least=2)
         squares, mean = seen.sums()
         b = seen.samples
         trace = (squares - b * mean) / (b - 1)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pureopt._typing import P
 from pureopt.derivatives._per_sample._batch import like_leaves, see
-from pureopt.derivatives._per_sample._record import Plans
 
 
 def per_sample_grad_norms(
@@ -71,10 +70,9 @@ def per_sample_grad_norms(
         >>> po.derivatives.per_sample_grad_norms(loss)(torch.zeros(2), x)
         tensor([5., 2.])
     """
-    plans = Plans()
 
     def norms_of_loss(params: Any, *batch: Any) -> Float[Tensor, "samples"]:
-        seen = see("per_sample_grad_norms", loss, params, batch, plans=plans)
+        seen = see("per_sample_grad_norms", loss, params, batch)
         squares = seen.squared_norm()
         positive = squares > 0
         root = torch.where(positive, squares, 1.0).sqrt()
@@ -116,10 +114,9 @@ def per_sample_squared_norms(loss: Callable[..., Tensor]) -> Callable[..., Any]:
         >>> po.derivatives.per_sample_squared_norms(loss)(params, x)
         {'w': tensor([25.,  4.]), 'b': tensor([81.,  0.])}
     """
-    plans = Plans()
 
     def squares_of_loss(params: P, *batch: Any) -> P:
-        seen = see("per_sample_squared_norms", loss, params, batch, plans=plans)
+        seen = see("per_sample_squared_norms", loss, params, batch)
         return like_leaves(params, seen.squared_norms())
 
     return squares_of_loss

@@ -13,8 +13,9 @@ What the mode cannot see is not silently wrong. Rules use the leaf from outside 
 gradient, so that the gradient with respect to the leaf itself is zero unless something
 else used it: then the results of this leaf are NaN (``leaks``).
 
-Where the taps are is known before they are: from a run of the first sample, or from the
-plan of the call before, as long as the run follows it.
+Taps are made where they are needed, of a zero for each sample that the gradient knows
+from the start (the *lane*), so that the loss runs once. Since nobody knows them before,
+torch.func cannot take the gradients for them: they are taken inside its transform.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch._functorch.eager_transforms import _autograd_grad
+from torch.func import vjp, vmap
 
-from pureopt._errors import DerivativeError
-from pureopt._tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from pureopt._tree import tree_flatten, tree_leaves, tree_unflatten
 from pureopt.derivatives import _checks
-from pureopt.derivatives._per_sample._scope import Known, Like, Scope, under
+from pureopt.derivatives._per_sample._scope import Hidden, Known, Scope, under
 from pureopt.derivatives._per_sample._uses import Part, Use, common_blocks
 
 
@@ -53,93 +54,38 @@ class Recording(NamedTuple):
     Attributes:
         leaves: For each leaf of the parameters its uses; ``None`` if it is opaque. A leaf
             that is not used has none.
-        leaks: For each leaf whether something used it unseen; ``None`` if it is opaque.
+        leaks: For each leaf whether something used it unseen; ``None`` if it is opaque,
+            or nothing can have.
     """
 
     leaves: list[list[Recorded] | None]
     leaks: list[Tensor | None]
 
-
-class Plan(NamedTuple):
-    """What is known of a loss before any number."""
-
-    uses: list[Use]
-    shapes: list[Like]
-    opaque: list[bool]
+    @property
+    def opaque(self) -> list[bool]:
+        """Of each leaf, whether it has a use without a rule."""
+        return [uses is None for uses in self.leaves]
 
 
-def discover(
-    where: str, loss: Callable[..., Any], params: Any, batch: tuple[Any, ...]
-) -> Plan:
-    """Run the first sample, as a batch of one, for the uses and the shapes of taps."""
-    leaves, structure = tree_flatten(params)
-    first = tree_map(lambda leaf: leaf[:1], batch)
+class _Notes(NamedTuple):
+    """What a run of the loss tells besides numbers.
 
-    def look(skip: list[bool]) -> Plan:
-        plans: list[Plan] = []
-
-        def one(*sample: Any) -> Tensor:
-            # Views, so that no leaf is another one, or what the loss closes over.
-            views = [leaf.view_as(leaf) for leaf in leaves]
-            known = _known(views, views, skip)
-            scope = Scope(known, len(leaves))
-            value = under(scope, loss, tree_unflatten(structure, views), *sample)
-            plans.append(Plan(scope.uses, scope.shapes, scope.opaque))
-            return _checks.scalar(where, value)
-
-        _checks.call(where, vmap(one), *first)
-        return plans[0]
-
-    plan = look([False] * len(leaves))
-    opaque = [
-        hidden or len(common_blocks([u for u in plan.uses if u.part.leaf == i])) > 1
-        for i, hidden in enumerate(plan.opaque)
-    ]
-    # Once more, so that nothing is tapped for those that are opaque.
-    return look(opaque)._replace(opaque=opaque) if any(opaque) else plan
-
-
-def _known(
-    tensors: list[Tensor], constants: list[Tensor], skip: list[bool]
-) -> list[Known]:
-    return [
-        Known(tensor, constant, Part(i, tuple(tensor.shape), 0, (*tensor.shape, 1)[0]))
-        for i, (tensor, constant) in enumerate(zip(tensors, constants, strict=True))
-        if not skip[i]
-    ]
-
-
-class Plans:
-    """The plan of the last call of an operator, which saves the first sample's run.
-
-    It holds no number, and is followed as long as the loss does: see :func:`record`.
+    Attributes:
+        uses: Those of ``seen``.
+        seen: The leaves all of whose uses have rules and can be added up.
     """
 
-    def __init__(self) -> None:
-        self._last: tuple[Any, Plan] | None = None
+    uses: list[Use]
+    seen: list[int]
 
-    def recall(self, key: Any) -> Plan | None:
-        """The plan of the last call, if it was with tensors like these."""
-        if torch.compiler.is_compiling() or self._last is None:
-            return None
-        return self._last[1] if self._last[0] == key else None
-
-    def keep(self, key: Any, plan: Plan) -> None:
-        """For the next call."""
-        if not torch.compiler.is_compiling():
-            self._last = key, plan
-
-
-class _Strayed(Exception):  # noqa: N818
-    """The loss did not follow the plan."""
+    @property
+    def taps(self) -> list[int]:
+        """Those whose gradients are needed."""
+        return sorted({use.tap for use in self.uses})
 
 
 def record(
-    where: str,
-    loss: Callable[..., Any],
-    params: Any,
-    batch: tuple[Any, ...],
-    plans: Plans,
+    where: str, loss: Callable[..., Any], params: Any, batch: tuple[Any, ...]
 ) -> Recording:
     """The activations and deltas of each leaf, for every sample of the batch.
 
@@ -148,91 +94,97 @@ def record(
         loss: ``loss(params, *sample) -> scalar``, of one sample.
         params: The parameters.
         batch: Trees of tensors with the samples in dimension 0.
-        plans: What is known from the call before.
 
     Raises:
         DerivativeError: If the loss is not a scalar, or not differentiable sample by
             sample.
     """
-    key = _likeness(params, batch)
-    plan = plans.recall(key)
-    if plan is not None:
-        try:
-            return _followed(where, loss, params, batch, plan)
-        except _Strayed:
-            pass
-    plan = discover(where, loss, params, batch)
-    try:
-        recording = _followed(where, loss, params, batch, plan)
-    except _Strayed:
-        raise DerivativeError(
-            where,
-            "do the same operations each time it is called",
-            "other ones at the second call",
-        ) from None
-    plans.keep(key, plan)
-    return recording
-
-
-def _likeness(params: Any, batch: tuple[Any, ...]) -> Any:
-    """Structure, shapes, dtypes and devices."""
-    (leaves, structure), (data, form) = tree_flatten(params), tree_flatten(batch)
-    likes = [(x.shape, x.dtype, x.device) for x in leaves]
-    likes += [(x.shape[1:], x.dtype, x.device) for x in data]
-    return structure, form, likes
-
-
-def _followed(
-    where: str,
-    loss: Callable[..., Any],
-    params: Any,
-    batch: tuple[Any, ...],
-    plan: Plan,
-) -> Recording:
-    """The recording, by one gradient with respect to all taps."""
     leaves, structure = tree_flatten(params)
-    samples = tree_leaves(batch)[0].shape[0]
-    seen = [i for i in range(len(leaves)) if not plan.opaque[i]]
+    lane = leaves[0].new_zeros(tree_leaves(batch)[0].shape[0])
+    runs: list[_Notes] = []
 
-    def total(
-        taps: list[Tensor], tracked: list[Tensor], zero: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        inner = list(leaves)
-        for i, leaf in zip(seen, tracked, strict=True):
-            inner[i] = leaf
+    def total(lane: Tensor, tracked: list[Tensor]) -> tuple[Tensor, Any]:
+        def one(lane: Tensor, *sample: Any) -> tuple[Tensor, Any, Any]:
+            scope = Scope(_known(tracked, leaves), len(leaves), lane)
+            value = under(scope, loss, tree_unflatten(structure, tracked), *sample)
+            value = _checks.scalar(where, value)
+            scope.check(where)
+            runs.append(_notes(scope))
+            return value + scope.tie.to(value), scope.saved, scope.taps
 
-        def one(taps: list[Tensor], *sample: Any) -> tuple[Tensor, Any, Any]:
-            known = _known(inner, leaves, plan.opaque)
-            planned = list(zip(plan.shapes, taps, strict=True))
-            scope = Scope(known, len(leaves), planned, zero)
-            value = under(scope, loss, tree_unflatten(structure, inner), *sample)
-            if not scope.followed(plan.uses, seen):
-                raise _Strayed
-            return _checks.scalar(where, value), scope.saved, scope.watched
+        values, saved, taps = vmap(one)(lane, *batch)
+        notes, summed = runs[-1], values.sum()
+        used = [taps[i] for i in notes.taps]
+        left = {i: tracked[i] for i in notes.seen}
+        return summed, (_pulled_back(summed, used, left, lane), saved)
 
-        values, saved, watched = vmap(one)(taps, *batch)
-        nothing = [empty.reshape(-1).to(values.device) for empty in watched]
-        return torch.cat([values, *nothing]).sum(), saved
-
-    recorded: list[list[Recorded] | None] = [None for _ in leaves]
-    leaks: list[Tensor | None] = [None for _ in leaves]
-    if not seen:
-        return Recording(recorded, leaks)
-
-    def differentiated(params: Any, batch: tuple[Any, ...]) -> Any:
+    def run(params: Any, batch: Any) -> Any:
         del params, batch  # only to see that they are not written to
-        taps = [like.tap(leaves, samples) for like in plan.shapes]
-        tracked, zero = [leaves[i] for i in seen], leaves[0].new_zeros(())
-        return grad(total, argnums=(0, 1, 2), has_aux=True)(taps, tracked, zero)
+        # Torch's types know the result without `aux` only.
+        return vjp(total, lane, leaves, has_aux=True)[-1]
 
-    (deltas, hidden, _), saved = _checks.call(where, differentiated, params, batch)
-    for i, leak in zip(seen, hidden, strict=True):
+    try:
+        (deltas, leaks), saved = _checks.call(where, run, params, batch)
+    except Hidden:
+        return Recording([None for _ in leaves], [None for _ in leaves])
+    return _recording(len(leaves), runs[-1], deltas, leaks, saved)
+
+
+def _known(tensors: list[Tensor], constants: list[Tensor]) -> list[Known]:
+    return [
+        Known(tensor, constant, Part(i, tuple(tensor.shape), 0, (*tensor.shape, 1)[0]))
+        for i, (tensor, constant) in enumerate(zip(tensors, constants, strict=True))
+    ]
+
+
+def _notes(scope: Scope) -> _Notes:
+    of_leaf = [
+        [use for use in scope.uses if use.part.leaf == i]
+        for i in range(len(scope.opaque))
+    ]
+    seen = [
+        i
+        for i, uses in enumerate(of_leaf)
+        if not scope.opaque[i] and len(common_blocks(uses)) <= 1
+    ]
+    return _Notes([use for use in scope.uses if use.part.leaf in seen], seen)
+
+
+def _pulled_back(
+    value: Tensor, taps: list[Tensor], leaves: dict[int, Tensor], lane: Tensor
+) -> tuple[list[Tensor], dict[int, Tensor]]:
+    """The gradients at the taps, and of leaves that have one whether it is not zero."""
+    inputs = [*taps, *leaves.values()]
+    if not inputs:
+        return [], {}
+    if torch.compiler.is_compiling():
+        # The one that compilers know. By the lane, torch sees writes to what is saved.
+        found = _autograd_grad((value,), (*inputs, lane))
+    else:
+        # Nothing is made for leaves that nobody used unseen, which are all of them.
+        found = torch.autograd.grad(value, inputs, create_graph=True, allow_unused=True)
+    grads: list[Tensor | None] = [*found]
+    pairs = zip(taps, grads, strict=False)
+    deltas = [torch.zeros_like(tap) if g is None else g for tap, g in pairs]
+    unseen = zip(leaves, grads[len(taps) :], strict=False)
+    return deltas, {i: g.any() for i, g in unseen if g is not None}
+
+
+def _recording(
+    leaves: int,
+    notes: _Notes,
+    deltas: list[Tensor],
+    leaks: dict[int, Tensor],
+    saved: list[Tensor],
+) -> Recording:
+    """What belongs to each leaf."""
+    recorded: list[list[Recorded] | None] = [None for _ in range(leaves)]
+    for i in notes.seen:
         recorded[i] = []
-        leaks[i] = leak.any()
-    for use in plan.uses:
-        uses = recorded[use.part.leaf]
+    at = dict(zip(notes.taps, deltas, strict=True))
+    for use in notes.uses:
+        uses, delta = recorded[use.part.leaf], at[use.tap]
         if uses is not None:
-            delta = deltas[use.tap]
             kept = saved[use.slot] if use.slot >= 0 else delta
             uses.append(Recorded(use, kept, delta))
-    return Recording(recorded, leaks)
+    return Recording(recorded, [leaks.get(i) for i in range(leaves)])

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pureopt._errors import DerivativeError
+from pureopt.derivatives._complaints import WRITES_ON_THE_WAY
 from pureopt.derivatives._exactness._numeric import is_batched
 from pureopt.derivatives._per_sample._composites import (
     COMPOSITES,
@@ -23,7 +25,8 @@ from pureopt.derivatives._per_sample._composites import (
 from pureopt.derivatives._per_sample._rules import RULES
 from pureopt.derivatives._per_sample._uses import Part, Use
 
-_depth: Callable[[], int] = torch._C._functorch.get_dynamic_layer_stack_depth  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
+_FUNCTORCH: Any = vars(torch._C)["_functorch"]  # noqa: SLF001
+_depth: Callable[[], int] = _FUNCTORCH.get_dynamic_layer_stack_depth
 
 _MATRIX = 2  # dimensions
 
@@ -47,30 +50,8 @@ class Known(NamedTuple):
     part: Part
 
 
-class Like(NamedTuple):
-    """What a tap looks like in one sample.
-
-    Attributes:
-        shape: Of the output that it is added to, as the next two.
-        dtype: See above.
-        device: See above.
-        shift: The bias that it adds by the way, and its shape in the output.
-    """
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    shift: tuple[Part, tuple[int, ...]] | None
-
-    def tap(self, leaves: list[Tensor], samples: int) -> Tensor:
-        """Zero, or the bias, for so many samples; it has the memory of one number."""
-        size = samples, *self.shape
-        if self.shift is None:
-            zero = torch.zeros((), dtype=self.dtype, device=self.device)
-            return zero.expand(size)
-        part, view = self.shift
-        bias = leaves[part.leaf].narrow(0, part.start, part.stop - part.start)
-        return bias.to(self.dtype).reshape(view).expand(size)
+class Hidden(Exception):  # noqa: N818
+    """Every leaf has a use without a rule: the run has nothing left to record."""
 
 
 class Scope:
@@ -79,28 +60,20 @@ class Scope:
     Args:
         known: The leaves.
         leaves: How many there are.
-        planned: The taps in their order, each with what it is to be added to.
-        zero: What ties saved inputs to the gradient, where one is taken.
+        lane: This sample's zero, which the gradient knows.
     """
 
-    def __init__(
-        self,
-        known: list[Known],
-        leaves: int,
-        planned: list[tuple[Like, Tensor]] | None = None,
-        zero: Tensor | None = None,
-    ) -> None:
+    def __init__(self, known: list[Known], leaves: int, lane: Tensor) -> None:
         self.known = known
         self.depth = _depth()
-        self.planned = planned
-        self.zero = zero
-        self.watched: list[Tensor] = []
+        self.lane = lane
+        self.tie = lane
         self.uses: list[Use] = []
-        self.shapes: list[Like] = []
+        self.taps: list[Tensor] = []
         self.saved: list[Tensor] = []
+        self.versions: list[tuple[Tensor, int]] = []
         self.opaque = [False] * leaves
         self.composing = False
-        self.strayed = False
 
     def find(self, value: Any) -> Known | None:
         """The leaf that this very object is; by ``is``, which compilers trace."""
@@ -110,17 +83,32 @@ class Scope:
         return None
 
     def save(self, value: Tensor) -> int:
-        """Keep the input of an operation, and let torch see that nobody writes to it.
+        """Keep the input of an operation, and see to it that nobody writes to it.
 
-        Rules use a leaf from outside the gradient, so that torch itself keeps no input:
-        it keeps an empty view of the same memory.
+        Rules use a leaf from outside the gradient, so that torch itself keeps no input.
         """
         self.saved.append(value)
-        if self.zero is not None:
+        if torch.compiler.is_compiling():
+            # No versions are counted: torch keeps an empty view of the same memory.
             # Detached, or the gradient would be padded with as many zeros.
             empty = value.detach().unsqueeze(-1).narrow(-1, 0, 0)
-            self.watched.append(empty * self.zero.to(value.device))
+            nothing = (empty * self.lane.to(value.device)).sum()
+            self.tie = self.tie + nothing.to(self.lane)
+        else:
+            bottom = _innermost(value)
+            if not bottom.is_inference():
+                self.versions.append((bottom, bottom._version))  # noqa: SLF001
         return len(self.saved) - 1
+
+    def check(self, where: str) -> None:
+        """Raise if something was written to what is saved.
+
+        Raises:
+            DerivativeError: If so.
+        """
+        for tensor, version in self.versions:
+            if tensor._version != version:  # noqa: SLF001
+                raise DerivativeError(where, *WRITES_ON_THE_WAY)
 
     def value(self, tensor: Any) -> Any:
         """A leaf from outside the gradient; other tensors as they are."""
@@ -160,31 +148,45 @@ class Scope:
     @property
     def tap(self) -> int:
         """The number of the tap that comes next."""
-        return len(self.shapes)
+        return len(self.taps)
 
     def tapped(
         self, out: Tensor, bias: Known | None = None, view: tuple[int, ...] = (-1,)
     ) -> Tensor:
-        """The output of an operation with its tap, which adds a bias by the way."""
-        shift = None if bias is None else (bias.part, view)
-        like = Like(out.shape, out.dtype, out.device, shift)
-        i = len(self.shapes)
-        self.shapes.append(like)
-        if self.planned is not None and not self.strayed:
-            if i < len(self.planned) and self.planned[i][0] == like:
-                return out + self.planned[i][1]
-            self.strayed = True
-        return out if bias is None else out + bias.constant.to(out.dtype).reshape(view)
+        """The output of an operation with its tap, which adds a bias by the way.
 
-    def followed(self, uses: list[Use], seen: list[int]) -> bool:
-        """Whether the run had these uses and no other one of these leaves."""
-        hidden = any(self.opaque[i] for i in seen)
-        return not (self.strayed or hidden) and self.uses == uses
+        The tap has the memory of one number, or of the bias, for each sample. Nobody
+        else has it, so that what is written to the output leaves its gradient alone.
+        """
+        tap = self.lane.to(out.device, out.dtype)
+        if bias is not None:
+            tap = bias.constant.to(out.dtype).reshape(view) + tap
+        tap = tap.expand(out.shape)
+        self.taps.append(tap)
+        return out + tap
 
     def hide(self, leaves: Iterable[int]) -> None:
         """These have a use without a rule."""
         for i in leaves:
             self.opaque[i] = True
+
+    def give_up(self) -> None:
+        """All leaves have.
+
+        Raises:
+            Hidden: Where it is worth it: compilers drop what nobody needs.
+        """
+        self.hide(range(len(self.opaque)))
+        self.known = []
+        if not torch.compiler.is_compiling():
+            raise Hidden
+
+
+def _innermost(x: Tensor) -> Tensor:
+    """Without the wrappers of transforms, of which none counts what is written."""
+    while _FUNCTORCH.is_functorch_wrapped_tensor(x):
+        x = _FUNCTORCH.get_unwrapped(x)
+    return x
 
 
 class _Scopes(threading.local):
@@ -225,7 +227,7 @@ def _seen(
 ) -> Any:
     """The result of an operation, by its rule if a leaf enters it."""
     if _depth() != scope.depth or func in _SEES_ALL:
-        scope.hide(range(len(scope.opaque)))
+        scope.give_up()
     if func in FOR_VMAP and not scope.composing:
         return _composed(scope, FOR_VMAP[func], args, kwargs)
     values = _flat([*args, *kwargs.values()])

@@ -13,6 +13,9 @@ from pureopt.derivatives._per_sample._uses import Blocks, Factored, Lookup
 
 # How many numbers a portion may hold: 16 MiB in float32.
 BUDGET = 2**22
+# The same on a CPU, where new memory is slow and the cache is fast, if nothing is to be
+# put together of the portions.
+CACHED = 2**19
 
 
 class Leaf(NamedTuple):
@@ -62,9 +65,9 @@ class Leaf(NamedTuple):
         ]
         return Leaf(self.like, uses, hi - lo)
 
-    def portions(self, numbers: int) -> Iterator[Leaf]:
+    def portions(self, numbers: int, budget: int | None = None) -> Iterator[Leaf]:
         """The samples in portions, where each sample needs so many numbers."""
-        for lo, hi in portions(self.samples, numbers):
+        for lo, hi in portions(self.samples, numbers, budget):
             yield self.part(lo, hi)
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -106,9 +109,12 @@ def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
-def portions(total: int, numbers: int) -> Iterator[tuple[int, int]]:
+def portions(
+    total: int, numbers: int, budget: int | None = None
+) -> Iterator[tuple[int, int]]:
     """``range(total)`` in pieces within the budget, where one needs so many numbers."""
-    step = max(1, BUDGET // max(1, numbers))
+    most = max(1, (BUDGET if budget is None else budget) // max(1, numbers))
+    step = max(1, -(-total // max(1, -(-total // most))))  # alike, rounded up
     for lo in range(0, total, step):
         yield lo, min(lo + step, total)
 
@@ -121,10 +127,12 @@ def squared_norms(leaf: Leaf) -> Tensor:
     g, m, n = leaf.blocks
     t = leaf.positions
     formed = (m * n) // 2 if leaf.direct else m * n + m + n
+    budget = min(BUDGET, CACHED) if leaf.like.device.type == "cpu" else BUDGET
     if leaf.pairs and (leaf.lookups or t * (m + n) <= formed):
-        parts = leaf.portions(g * t * (2 * t + m + n))
+        parts = leaf.portions(g * t * (2 * t + m + n), budget)
         return _joined([_paired_norms(part) for part in parts])
-    parts = leaf.portions(g * (m * n + t * (m + n)))
+    factors = 0 if leaf.direct else t * (m + n)
+    parts = leaf.portions(g * (m * n + factors), budget)
     return _joined([part.at_once().square().sum((1, 2, 3)) for part in parts])
 
 

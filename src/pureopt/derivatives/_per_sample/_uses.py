@@ -15,24 +15,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from pureopt.derivatives._exactness._numeric import widened
 
 Blocks: TypeAlias = tuple[int, int, int]
-
-_WEIGHT_GRADS: dict[int, Callable[..., Tensor]] = {
-    1: conv1d_weight,
-    2: conv2d_weight,
-    3: conv3d_weight,
-}
 
 
 class Part(NamedTuple):
@@ -207,10 +200,13 @@ class Convolution(Factored):
         # A group of channels for each sample, and the batch is that within a sample.
         left = left.transpose(0, 1).reshape(within, b * g * m, *left.shape[-space:])
         image = image.transpose(0, 1).flatten(1, 3)
-        size = b * g * m, *self.part.shape[1:]
-        grads = _WEIGHT_GRADS[space](
-            image, size, left, self.stride, 0, self.dilation, b * g
-        )
+        # As `torch.nn.grad` has it, whose weight, of which only the shape counts, is
+        # copied to as much memory as the gradients take.
+        grads = torch.ops.aten.convolution_backward(
+            *(left, image, image.new_empty(b * g * m, *self.part.shape[1:]), None),
+            *(self.stride, [0] * space, self.dilation, False, [0] * space, b * g),
+            (False, True, False),
+        )[1]
         return grads.reshape(b, g, m, blocks[2])
 
     def factors(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,7 +226,7 @@ class Convolution(Factored):
     def _sides(self, saved: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and image: ``(samples, batch within, groups, channels, space)``.
 
-        The image has its padding, and nothing that no position reads.
+        The image has its padding, and no room for another position.
         """
         rows, image = (saved, delta) if self.transposed else (delta, saved)
         space = len(self.stride)
@@ -239,7 +235,9 @@ class Convolution(Factored):
         image = F.pad(image, edges) if any(edges) else image
         for i, (s, d) in enumerate(zip(self.stride, self.dilation, strict=True)):
             length = (size[i] - 1) * s + (kernel[i] - 1) * d + 1
-            image = image.narrow(i - space, 0, max(0, length))
+            # Less than a step too much is not read: no need to copy the rest.
+            if image.shape[i - space] >= length + s:
+                image = image.narrow(i - space, 0, max(0, length))
         return self._grouped(rows), self._grouped(image)
 
     def _grouped(self, x: Tensor) -> Tensor:
@@ -286,6 +284,8 @@ class Lookup(Factored):
         """The rows that are read, ``(samples, 1, t)``, and the gradients there."""
         ids = saved.reshape(saved.shape[0], 1, self.positions(saved, delta))
         right = delta.reshape(*ids.shape, delta.shape[-1])
+        if self.padding < 0:
+            return ids, right
         return ids, torch.where((ids == self.padding)[..., None], 0.0, right)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pureopt._typing import P
 from pureopt.derivatives._per_sample._batch import like_leaves, see
-from pureopt.derivatives._per_sample._record import Plans
 
 
 def grad_variance(loss: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -44,10 +43,9 @@ def grad_variance(loss: Callable[..., Tensor]) -> Callable[..., Any]:
         >>> po.derivatives.grad_variance(loss)(torch.zeros(2), x)
         tensor([4.5000, 2.0000])
     """
-    plans = Plans()
 
     def variance_of_loss(params: P, *batch: Any) -> P:
-        seen = see("grad_variance", loss, params, batch, at_least=2, plans=plans)
+        seen = see("grad_variance", loss, params, batch, at_least=2)
         variances = [variance for _, variance in seen.moments()]
         return like_leaves(params, variances)
 

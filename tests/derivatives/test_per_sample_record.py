@@ -1,0 +1,82 @@
+"""What a recording of the uses of the weights sees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import pureopt as po
+from pureopt._tree import tree_map
+from tests.derivatives.observers import counted
+from tests.derivatives.per_sample_case import B, Case, close, reference
+from tests.derivatives.per_sample_cases_modules import mlp
+from tests.derivatives.row import randn
+
+D = po.derivatives
+
+
+def test_each_call_runs_the_loss_once():
+    case = mlp()
+    loss, calls = counted(case.loss)
+    norms = D.per_sample_grad_norms(loss)
+    norms(case.params, *case.batch)
+    first = len(calls)
+    params = tree_map(torch.sin, case.params)
+    batch = tree_map(lambda leaf: leaf[:3].cos(), case.batch)
+    got = norms(params, *batch)
+    assert (first, len(calls)) == (1, 2)
+    want = torch.cat(reference(Case(case.loss, params, *batch)), 1)
+    close(got, want.norm(dim=1))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda p, x: F.linear(x, p["w"]).tanh().sum(),
+        lambda p, x: F.linear(x[:1], p["w"], p["b"]).tanh().sum(),
+        lambda p, x: F.linear(x, p["w"], p["b"]).tanh().sum() + p["w"].sum(),
+        lambda p, x: F.linear(F.linear(x, p["w"], p["b"]), p["w"][:, :3]).sum(),
+    ],
+    ids=["fewer-uses", "other-shapes", "a-use-without-a-rule", "more-uses"],
+)
+def test_a_loss_that_has_become_another_one_is_looked_at_anew(other):
+    losses = [lambda p, x: F.linear(x, p["w"], p["b"]).tanh().sum()]
+    params, x = {"w": randn(3, 4), "b": randn(3, seed=1)}, randn(B, 2, 4)
+
+    def loss(p, x):
+        return losses[-1](p, x)
+
+    norms = D.per_sample_grad_norms(loss)
+    norms(params, x)
+    losses.append(other)
+    want = torch.cat(reference(Case(other, params, x)), 1)
+    close(norms(params, x), want.norm(dim=1))
+
+
+def test_a_loss_that_begins_to_write_to_its_sample_is_refused():
+    calls = []
+
+    def loss(w, x, y):
+        calls.append(0)
+        if len(calls) > 1:
+            y.add_(1)
+        return (x @ w).tanh()
+
+    norms = D.per_sample_grad_norms(loss)
+    norms(randn(3), randn(B, 3), randn(B))
+    with pytest.raises(po.DerivativeError, match="writes in place"):
+        norms(randn(3), randn(B, 3), randn(B))
+
+
+def test_a_use_that_cannot_be_seen_gives_nan_and_no_wrong_number():
+    def loss(p, x):
+        with torch._C.DisableTorchFunction():
+            hidden = x @ p["w"]
+        return hidden + x @ p["w"] + x @ p["v"]
+
+    params = {"w": randn(3), "v": randn(3, seed=1)}
+    squares = D.per_sample_squared_norms(loss)(params, randn(B, 3))
+    assert squares["w"].isnan().all()
+    assert squares["v"].isfinite().all()
+    assert D.noise_scale(loss)(params, randn(B, 3)).ratio.isnan()
