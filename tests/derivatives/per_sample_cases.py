@@ -136,6 +136,36 @@ def physics():
     return Case(loss, params, randn(B, 2), opaque=params)
 
 
+def series_inside():
+    """Taylor mode, over the sample and over a parameter."""
+
+    def loss(p, x):
+        def u(x):
+            return F.linear(x, p["w"]).tanh() @ p["v"]
+
+        def along(w):
+            return F.linear(x, w).sin().sum()
+
+        slope = D.jet(along, p["w"], (p["w"].cos(),))[1][0]
+        return D.laplacian(u)(x) ** 2 + slope
+
+    params = {"w": randn(4, 2), "v": randn(4, seed=1)}
+    return Case(loss, params, randn(B, 2), opaque=params)
+
+
+def without_gradient():
+    """What ``no_grad`` makes passes none on: layers, and views, wherever they are used."""
+
+    def loss(p, x):
+        with torch.no_grad():
+            target = F.linear(x, p["w"], p["b"])
+            columns, rows = p["w"].T, p["w"].chunk(3)
+        y = F.linear(x, p["w"]) + x @ columns + F.linear(x, rows[0])
+        return (y - target).square().sum()
+
+    return Case(loss, {"w": randn(3, 4), "b": randn(3, seed=1)}, randn(B, 4))
+
+
 def inner_argument():
     """The parameter is the argument of an inner transform."""
 
@@ -259,6 +289,8 @@ CASES = {
     "constrained": constrained,
     "weight-decay": weight_decay,
     "physics": physics,
+    "series-inside": series_inside,
+    "without-gradient": without_gradient,
     "inner-argument": inner_argument,
     "norms-inside": norms_inside,
     "own-function": own_function,

@@ -35,6 +35,7 @@ from pureopt.random import split
 from tests.derivatives.row import randn
 
 A, B = randn(3, seed=1), randn(3, seed=2)
+ROWS, INTEGERS = torch.tensor([0, 2]), torch.tensor([3, 4, 5])
 
 
 def curved(f, x):
@@ -62,6 +63,9 @@ WITH_CONSTANTS = {
     "rsub of a number": lambda x: torch.rsub(x.exp(), 2, alpha=3),
     "quantile of a number": lambda x: torch.quantile(x.exp()[0], 0.5, 0),
     "quantile": lambda x: torch.quantile(x.exp(), 0.3, 0, keepdim=True),
+    "index_fill of integers": lambda x: torch.index_fill(INTEGERS, 0, ROWS, x.exp()[0]),
+    "rows of a kernel": lambda x: torch.embedding(x.outer(x.exp()), ROWS),
+    "rows but one": lambda x: torch.embedding(x.outer(x.exp()), ROWS, 2),
 }
 
 
@@ -71,6 +75,25 @@ def test_constants_may_stand_in_any_place(name):
     got = directional_derivatives(f, x, torch.ones_like(x), 2)
     for one, other in zip(got, curved(f, x), strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_the_factors_of_a_sum_of_products_have_their_names():
+    x, batch = randn(3, seed=4), randn(2, 3, 3, seed=5)
+
+    def f(x):
+        return torch.addbmm(x.sin(), batch2=x * batch, batch1=batch, beta=2)
+
+    got = directional_derivatives(f, x, torch.ones_like(x), 2)
+    for one, other in zip(got, curved(f, x), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_the_sum_of_products_times_zero_leaves_out_what_is_not_a_number():
+    x = torch.ones(3, 3)
+    f = lambda x: torch.addbmm(x * torch.nan, x[None], x[None], beta=0)  # noqa: E731
+    value, (first,) = jet(f, x, (x,))
+    assert torch.equal(value, 3 * x)
+    assert torch.equal(first, 6 * x)
 
 
 @pytest.mark.parametrize("op", [torch.addr, torch.addmv], ids=lambda op: op.__name__)
@@ -84,7 +107,7 @@ def test_times_zero_leaves_out_what_is_not_a_number(op):
 
 
 # Joined in one column beside another, and filled in where an index says so.
-ROWS, ONES = torch.tensor([0, 2]), torch.ones(4, 3, dtype=torch.float64)
+ONES = torch.ones(4, 3, dtype=torch.float64)
 OF_MANY_DIRECTIONS = {
     "index_fill": lambda x: torch.index_fill(ONES, 0, ROWS, x.prod()),
     "index_fill of a column": lambda x: torch.index_fill(x * ONES, 1, ROWS, x[1]),
@@ -109,6 +132,18 @@ def test_a_laplacian_is_the_sum_of_second_derivatives(name):
     torch.testing.assert_close(out.laplacian, sum(d[2] for d in each), **CLOSE)
     first = torch.stack([d[1] for d in each], -1)
     torch.testing.assert_close(out.jacobian, first, **CLOSE)
+
+
+def test_a_quantile_that_does_not_exist_is_refused():
+    x = randn(3, seed=6)
+    with pytest.raises(RuntimeError, match="in the range"):
+        jet(lambda x: torch.quantile(x, 1.1, interpolation="nearest"), x, (x.clone(),))
+
+
+def test_what_is_filled_in_is_one_number():
+    x = randn(3, seed=6)
+    with pytest.raises(RuntimeError, match="0-dimensional value"):
+        jet(lambda x: torch.index_fill(x, 0, ROWS, x[:1]), x, (x.clone(),))
 
 
 def test_filling_in_a_number_has_the_trace_of_its_hessian():
@@ -166,6 +201,13 @@ def test_what_has_no_rule_for_vmap_is_not_taken_for_a_write(operator):
     start = torch.tensor(1)
     with pytest.raises(DerivativeError, match="`narrow`, which has no rule for vmap"):
         operator(lambda x: torch.narrow(x * x, 0, start, 2).sin())(randn(4))
+
+
+def test_names_are_those_at_the_time():
+    names = ["hidden"]
+    gradient = grad_at(lambda x: tap(x, "hidden").sum(), names)
+    names.append("output")
+    assert torch.equal(gradient(A)["hidden"], torch.ones_like(A))
 
 
 NUMBER = torch.tensor(2.0)

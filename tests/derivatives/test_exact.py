@@ -328,6 +328,8 @@ def test_a_lane_whose_variance_is_negative_is_nan():
     for bad in (-1.0, V[:2].abs()):
         with pytest.raises(ValueError, match="var"):
             f(bad)
+    with pytest.raises(RuntimeError, match="can't be cast"):
+        f(torch.ones_like(V, dtype=torch.int64))
 
 
 def test_a_variance_below_the_least_has_the_derivatives_of_what_it_was():

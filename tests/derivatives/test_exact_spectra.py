@@ -115,6 +115,19 @@ def test_more_nested_backward_passes_are_not_finite(name):
 
 
 @spectra
+def test_a_third_derivative_knows_no_size(name):
+    def third(size):
+        def f(t):
+            y = SPECTRA[name](size * (S + t * T).float()).reshape(-1)[0]
+            return (y if name in {"eigh", "eig"} else y / size).abs().square()
+
+        return differentiated(exact(f), "RRR")(ZERO)
+
+    # The product of two directions is infinite. Some hundred terms in single precision.
+    torch.testing.assert_close(third(2.0**100), third(1.0), rtol=1e-4, atol=0)
+
+
+@spectra
 def test_all_four_hessians_are_one(name):
     def f(x):
         y = SPECTRA[name](3 * torch.diag(torch.arange(4.0, dtype=x.dtype)) + x + x.mT)

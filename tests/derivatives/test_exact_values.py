@@ -146,6 +146,8 @@ OTHER_NUMBERS = {
         torch.ones(3).long().scatter_reduce(0, INDEX[0], LABELS[0], "prod")
     ),
     "flags": lambda: (LABELS > 5).scatter_reduce(0, INDEX, LABELS > 0, "prod"),
+    "likelihood of integers": lambda: F.gaussian_nll_loss(LABELS, V, 0.5),
+    "hinges of integers": lambda: torch.hinge_embedding_loss(LABELS, LABELS - 2),
 }
 
 
@@ -165,6 +167,11 @@ WRITES = {
     "view": lambda n: n.unsqueeze(0).mul_(2),
     "relu": lambda n: F.threshold(n, 3.0, 7.0, inplace=True),
     "out": lambda n: torch.add(n, 1, out=n),
+    "activation": F.hardtanh_,
+    "threshold": lambda n: torch.threshold_(n, 3.0, 7.0),
+    "several": lambda n: torch._foreach_mul_([n], 2.0),
+    "by name": lambda n: torch.clamp_(input=n, max=2),
+    "by name, in place": lambda n: F.relu6(input=n, inplace=True),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch.func import grad, vmap
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 import pureopt as po
 from pureopt.derivatives._per_sample._record import record
-from tests.derivatives.per_sample_case import B, close, ints
+from tests.derivatives.per_sample_case import B, Case, check, close, ints
 from tests.derivatives.row import randn
 
 D = po.derivatives
@@ -86,6 +88,30 @@ def test_a_map_of_no_features_has_the_norm_of_its_bias():
     params = {"w": randn(3, 0), "b": randn(3)}
     norms = D.per_sample_grad_norms(lambda p, x: F.linear(x, p["w"], p["b"]).sum())
     close(norms(params, randn(B, 0)), torch.full((B,), 3**0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x, w: F.layer_norm(x, (4,), w),
+        lambda x, w: F.rms_norm(x, (4,), w),
+        lambda x, w: F.group_norm(x[None], 2, w),
+    ],
+    ids=["layer", "rms", "group"],
+)
+def test_a_scale_of_as_many_numbers_in_another_shape_is_refused_by_torch(norm):
+    with pytest.raises(RuntimeError, match="Expected weight to be"):
+        D.per_sample_grad_norms(lambda w, x: norm(x, w).sum())(randn(2, 2), randn(B, 4))
+
+
+def test_a_layer_that_raises_is_no_use_of_its_weight():
+    def loss(p, x):
+        with contextlib.suppress(RuntimeError):
+            F.linear(x, p["w"], p["b"])  # more outputs than biases
+        return (x @ p["w"].T).sin().sum()
+
+    params = {"w": randn(3, 4), "b": randn(2)}
+    check(Case(loss, params, randn(B, 4, seed=1)))
 
 
 @pytest.mark.compile

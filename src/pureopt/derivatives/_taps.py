@@ -143,6 +143,7 @@ def grad_at(
     if not isinstance(wanted, Sequence):
         rule = "be a name or a sequence of names"
         raise DerivativeError("grad_at(names=...)", rule, told(names))
+    wanted = list(wanted)  # the caller's may change
 
     def run(scope: _Scope, *args: Any) -> Tensor:
         _SCOPES.stack.append(scope)
@@ -171,7 +172,7 @@ def _zeros(like: _Like) -> Tensor:
     return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
 
 
-def _check_names(wanted: Sequence[str], seen: dict[str, Any]) -> None:
+def _check_names(wanted: list[str], seen: dict[str, Any]) -> None:
     for name in wanted:
         if name not in seen:
             known = ", ".join(f"'{name}'" for name in seen)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pureopt.derivatives._exactness._numeric import (
     KERNELS,
     Table,
+    is_inexact,
     reduced,
     softplus,
 )
@@ -126,6 +127,8 @@ def hinge_embedding_loss(
     reduction: int = 0,
 ) -> Tensor:
     """``F.hinge_embedding_loss``: torch writes lanes to what has none."""
+    if not is_inexact(input):
+        return torch.hinge_embedding_loss(input, target, margin, reduction)
     apart = torch.where(target != 1, (margin - input).clamp_min(0), 0.0)
     return reduced(apart + torch.where(target != -1, input, 0.0), reduction)
 
@@ -158,7 +161,9 @@ def _variance(var: Tensor | float, x: Tensor) -> Tensor | None:
     """The variances that are broadcast to ``x``, if torch takes them for such."""
     if not isinstance(var, Tensor):
         fits = isinstance(var, float) and var >= 0
-        return torch.full_like(x.detach(), var) if fits else None
+        return var * torch.ones_like(x) if fits else None
+    if not var.dtype.is_floating_point:
+        return None
     if var.shape == x.shape[:-1] and x.dim():
         return var.unsqueeze(-1)
     unlike = [m for m, n in zip(var.shape, x.shape, strict=False) if m != n]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pureopt.derivatives._exactness._attention import ATTENTION
@@ -20,7 +21,7 @@ from pureopt.derivatives._exactness._elementwise import ELEMENTWISE
 from pureopt.derivatives._exactness._linalg import LINALG
 from pureopt.derivatives._exactness._losses import LOSSES
 from pureopt.derivatives._exactness._norms import NORMS
-from pureopt.derivatives._exactness._numeric import Table
+from pureopt.derivatives._exactness._numeric import KERNELS, Table
 from pureopt.derivatives._exactness._placing import PLACING
 from pureopt.derivatives._exactness._products import PRODUCTS
 from pureopt.derivatives._exactness._recurrent import RECURRENT
@@ -62,16 +63,15 @@ REPLACEMENTS: Table = {
 # What torch also calls some arguments.
 _NUMPY = {"axis": "dim", "keepdims": "keepdim"}
 
-# The functions that write to their first argument: `__setitem__`, `__ipow__`, `add_`. A
-# dict, because the compiler cannot look for them in a set.
+# The functions that write to their first argument: `__setitem__`, `__ipow__`, `add_`,
+# `_foreach_add_`. A dict, because the compiler cannot look for them in a set.
 WRITES = dict.fromkeys(
     getattr(owner, name)
-    for name in dir(torch.Tensor)
+    for owner in (torch.Tensor, torch, F, KERNELS)
+    for name in dir(owner)
     if name == "__setitem__"
     or (name.startswith("__i") and hasattr(torch.Tensor, "__" + name[3:]))
     or (name.endswith("_") and not name.endswith("__"))
-    for owner in (torch.Tensor, torch)
-    if hasattr(owner, name)
 )
 
 # Methods of tensors that are written in Python: the compiler finds them by identity, not
@@ -98,7 +98,7 @@ class _Exact(TorchFunctionMode):
             REMEMBERED.forget(named["out"])
             return func(*args, **named)
         if named.get("inplace") or func in WRITES:
-            REMEMBERED.forget(args[0])
+            REMEMBERED.forget(args[0] if args else None)
         body = BODIES.get(func)
         if body is not None:
             with _Exact():

@@ -114,8 +114,11 @@ def perturbed(
     between = torch.where(tied, turned, 1.0)
     shift = shift + torch.where(tied, between**1.5, 0.0).sum(-2)
     mixing = mixing + torch.where(tied, between**0.5, 0.0)
-    # The derivative after the last that is right: no graph is asked how deep it is.
-    beyond = _real(D[..., :1, :1]) ** (orders + 0.5)
+    # The derivative after the last that is right: no graph is asked how deep it is. In
+    # units in which the products of directions before it do not overflow.
+    first = _real(D[..., :1, :1])
+    unit = values.abs().amax(-1).clamp_min(1.0)[..., None, None]
+    beyond = (first / as_traced(unit, first)) ** (orders + 0.5)
     return shift + beyond.squeeze(-1), mixing + beyond
 
 

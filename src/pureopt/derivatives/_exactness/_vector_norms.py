@@ -32,7 +32,10 @@ class _Remembered(threading.local):
         self.scopes: list[list[tuple[Tensor, Tensor]]] = []
 
     def forget(self, written: Any) -> None:
-        """A tensor is written to: it may be a root, or a view of one, which has its dtype."""
+        """A tensor is written to: it may be a root, or a view of one, which has its dtype.
+
+        What is no tensor may be any of them.
+        """
         for scope in self.scopes:
             scope[:] = [
                 pair

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from pureopt._errors import DerivativeError
+from pureopt.derivatives._exactness._numeric import is_inexact
 from pureopt.derivatives._jets._algebra import lift, linear
 from pureopt.derivatives._jets._jet import RULES, Jet
 from pureopt.derivatives._jets._register import (
@@ -93,6 +94,10 @@ for _op in spellings("select_scatter", "slice_scatter", "diagonal_scatter"):
 
 @rule("index_fill")
 def index_fill(input: Any, dim: int, index: Any, value: Any) -> Any:  # noqa: A002
+    if isinstance(value, Jet | torch.Tensor):
+        if value.ndim or not is_inexact(input):  # which it refuses, or rounds
+            return torch.index_fill(value_of(input), dim, index, value_of(value))
+        value = value.to(input.dtype)
     # Not by the function itself: of many directions of `value` vmap fills in one.
     shape = [1] * input.ndim
     if shape:
@@ -128,6 +133,17 @@ def embedding(
     if not isinstance(weight, Jet):  # floating indices: torch says so
         return F.embedding(indices, weight, padding_idx, max_norm, *args, **kwargs)
     return linear(lambda w: F.embedding(indices, w, padding_idx), weight)
+
+
+def _embedding(
+    weight: Any, indices: Any, padding_idx: int = -1, *args: Any, **kwargs: Any
+) -> Any:
+    """The kernel, which has the weight in front."""
+    del args, kwargs  # of its gradient
+    return embedding(indices, weight, padding_idx if padding_idx >= 0 else None)
+
+
+RULES[torch.embedding] = _embedding
 
 
 @rule("pad")

@@ -160,15 +160,17 @@ def _contract(equation: str, operands: list[Any]) -> Any:
     return einsum(f"{labels[0]},{labels[1]}->{output}", *operands)
 
 
-def _affine_rule(op: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+def _affine_rule(op: Callable[[Any, Any], Any], *names: str) -> Callable[..., Any]:
+    """Of a sum with the product of two arguments, of which torch has these names."""
+
     def apply(
         input: Any,  # noqa: A002
-        a: Any,
-        b: Any,
-        *,
+        *factors: Any,
         beta: float = 1,
         alpha: float = 1,
+        **named: Any,
     ) -> Any:
+        a, b = *factors, *(named[name] for name in names[len(factors) :])
         y = op(a, b) if alpha == 1 else op(a, b) * alpha
         if beta == 0:  # not a product with zero: the input may be NaN
             return y
@@ -177,13 +179,12 @@ def _affine_rule(op: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return apply
 
 
-for _name, _of in (
-    ("addmm", torch.matmul), ("addmv", torch.matmul), ("baddbmm", torch.matmul),
-    ("addr", torch.outer),
-):  # fmt: skip
-    rule(_name)(_affine_rule(_of))
+def _sum_of_products(a: Any, b: Any) -> Any:
+    return torch.matmul(a, b).sum(0)
 
 
-@rule("addbmm")
-def addbmm(input: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:  # noqa: A002
-    return input * beta + torch.matmul(a, b).sum(0) * alpha
+rule("addmm")(_affine_rule(torch.matmul, "mat1", "mat2"))
+rule("addmv")(_affine_rule(torch.matmul, "mat", "vec"))
+rule("addr")(_affine_rule(torch.outer, "vec1", "vec2"))
+rule("baddbmm")(_affine_rule(torch.matmul, "batch1", "batch2"))
+rule("addbmm")(_affine_rule(_sum_of_products, "batch1", "batch2"))

@@ -191,6 +191,8 @@ def quantile(
     *,
     interpolation: str = "linear",
 ) -> Jet:
+    if not isinstance(q, Tensor) and not 0 <= q <= 1:
+        torch.quantile(input.value, q)  # which refuses it
     whole = dim is None or not input.ndim
     x = input.reshape(-1) if whole else input.movedim(dim, -1)
     ordered = sort(x).values

@@ -26,7 +26,7 @@ def layer_norm(
     if scope.find(input):
         return NotImplemented
     normal = F.layer_norm(input, normalized_shape, None, None, eps)
-    return _affine(scope, normal, weight, bias, tuple(normalized_shape))
+    return _affine(scope, normal, (weight, bias), tuple(normalized_shape))
 
 
 def rms_norm(
@@ -40,7 +40,7 @@ def rms_norm(
     if scope.find(input):
         return NotImplemented
     normal = F.rms_norm(input, normalized_shape, None, eps)
-    return _affine(scope, normal, weight, None, tuple(normalized_shape))
+    return _affine(scope, normal, (weight, None), tuple(normalized_shape))
 
 
 def group_norm(
@@ -55,7 +55,7 @@ def group_norm(
     if scope.find(input):
         return NotImplemented
     normal = F.group_norm(input, num_groups, None, None, eps)
-    return _affine(scope, normal, weight, bias, _channels(input))
+    return _affine(scope, normal, (weight, bias), *_channels(input))
 
 
 def batch_norm(
@@ -77,24 +77,28 @@ def batch_norm(
     normal = F.batch_norm(
         input, running_mean, running_var, None, None, training, momentum, eps
     )
-    return _affine(scope, normal, weight, bias, _channels(input))
+    return _affine(scope, normal, (weight, bias), *_channels(input))
 
 
-def _channels(x: Tensor) -> tuple[int, ...]:
-    return (x.shape[1], *[1] * (x.dim() - 2))
+def _channels(x: Tensor) -> tuple[tuple[int, ...], int]:
+    return (x.shape[1],), x.dim() - 2
 
 
 def _affine(
     scope: Scope,
     normal: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    view: tuple[int, ...],
+    affine: tuple[Tensor | None, Tensor | None],
+    shape: tuple[int, ...],
+    space: int = 0,
 ) -> Any:
+    """The scale and the shift, both of this shape, before so many dimensions of space."""
+    weight, bias = affine
+    if any(given is not None and given.shape != shape for given in affine):
+        return NotImplemented  # torch says what is wrong
     w, b = scope.find(weight), scope.find(bias)
     if (w and w.part.flipped) or (b and b.part.flipped):
         return NotImplemented
-    out = normal
+    out, view = normal, (*shape, *[1] * space)
     if weight is not None:
         out = out * scope.value(weight).reshape(view)
     if bias is not None and not b:

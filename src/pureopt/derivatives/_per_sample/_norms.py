@@ -33,8 +33,9 @@ def per_sample_grad_norms(
     batch norm, multi-head attention, recurrent layers, and biases and scales of what
     depends on the sample have rules. A leaf of ``params`` with another use, such as a penalty or a
     reparametrization, is differentiated sample by sample, some samples at a time; all
-    leaves are, if ``loss`` itself applies transforms of ``torch.func``. A use that
-    cannot be seen, by a function that hides its tensors from torch's dispatch, gives NaN.
+    leaves are, if ``loss`` itself applies transforms of ``torch.func`` or Taylor mode. A
+    use that cannot be seen, by a function that hides its tensors from torch's dispatch,
+    gives NaN.
     In a compiled function ``w.t()`` has a rule and ``w.T`` has none, because compilers
     do not show it; nor do they show ``for row in w``, which gives NaN: write
     ``w.unbind()``.

@@ -7,7 +7,8 @@ the deltas. What the gradient per sample of a leaf is made of then stands in
 :class:`Recording`: for each use of the leaf its input and its delta, with the samples in
 dimension 0. A leaf that also enters an operation without a rule is *opaque*: it has no
 uses, and its gradients are taken by ``vmap(grad)`` (``_opaque``). All leaves are, if the
-loss applies a transform of torch.func: its derivative uses them once more, unseen.
+loss applies a transform of torch.func or Taylor mode: there they are used once more,
+unseen.
 
 What the mode cannot see is not silently wrong. Rules use the leaf from outside the
 gradient, so that the gradient with respect to the leaf itself is zero unless something

@@ -42,7 +42,8 @@ def linear(
     if b and b.part.flipped:
         return NotImplemented
     # The tap adds it: one pass over the output instead of two.
-    by_tap = b if b and 0 < b.tensor.dim() == weight.dim() - 1 else None
+    sizes = weight.shape[:1], (1,)
+    by_tap = b if b and weight.dim() == _MATRIX and b.tensor.shape in sizes else None
     rest = None if by_tap else scope.value(bias)
     out = F.linear(input, scope.value(weight), rest)
     if w:

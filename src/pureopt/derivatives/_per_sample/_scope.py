@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pureopt._errors import DerivativeError
+from pureopt._stand_in import StandIn
 from pureopt.derivatives._complaints import WRITES_ON_THE_WAY
 from pureopt.derivatives._exactness._numeric import is_batched
 from pureopt.derivatives._per_sample._composites import (
@@ -214,6 +215,8 @@ class _Recorder(TorchFunctionMode):
         # A recorder around this one finds its own scope when the operation runs.
         scope = _SCOPES.stack.pop()
         try:
+            if any(issubclass(kind, StandIn) for kind in types):
+                scope.give_up()  # A rule of a power series uses what is in it, unseen.
             return _seen(scope, func, args, kwargs or {})
         finally:
             _SCOPES.stack.append(scope)
@@ -230,6 +233,9 @@ def _seen(
         scope.give_up()
     if func in FOR_VMAP and not scope.composing:
         return _composed(scope, FOR_VMAP[func], args, kwargs)
+    if not torch.is_grad_enabled():
+        # Nothing has a gradient here, nor has a view that is used where others do.
+        return func(*args, **kwargs)
     values = _flat([*args, *kwargs.values()])
     if torch.compiler.is_compiling():
         scope.suspect(values)
