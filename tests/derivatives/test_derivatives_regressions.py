@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.func import vmap
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pureopt._errors import DerivativeError, HyperparameterError
 from pureopt.derivatives import (
@@ -329,3 +330,35 @@ def test_what_the_compiler_does_not_show_by_itself_has_its_rule(name):
     x = torch.tensor(0.5, dtype=torch.float64)
     compiled = torch.compile(second, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), second(x), **CLOSE)
+
+
+class Products(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [((4,), 2), ((2, 4), 2), ((2, 2, 4), 2), ((4, 4), 2), ((6, 4), 4)],
+    ids=["vector", "few rows", "few in a batch", "as many", "many rows"],
+)
+@pytest.mark.parametrize("name", ["linear", "matmul"])
+def test_a_matrix_meets_all_coefficients_of_fewer_rows_at_once(shape, count, name):
+    w = randn(4, 4, seed=6)
+    f = (lambda x: F.linear(x, w)) if name == "linear" else (lambda x: x @ w.T)
+    x, *series = (randn(*shape, seed=seed) for seed in range(4))
+    with Products() as seen:
+        value, terms = jet(f, x, series)
+    assert seen.count == count
+    for term, c in zip((value, *terms), (x, *series), strict=True):
+        torch.testing.assert_close(term, f(c), **CLOSE)
+    _, terms = jet(f, x, (series[0], None, series[2]))
+    assert not terms[1].any()
+    torch.testing.assert_close(terms[2], f(series[2]), **CLOSE)

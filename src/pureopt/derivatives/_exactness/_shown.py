@@ -17,6 +17,9 @@ import torch
 # The functions that are to be shown, whether or not they are in the list.
 SHOWN: set[Callable[..., Any]] = set()
 
+# How many they were when they were last put into it by a call that is not compiled.
+_COUNTS: set[int] = set()
+
 _COMPILER = "torch._dynamo.variables.torch"
 
 
@@ -27,7 +30,8 @@ def show() -> None:
         from torch._dynamo.comptime import comptime  # noqa: PLC0415
 
         comptime(_show)
-    elif _COMPILER in sys.modules:  # what is compiled may be called inside a scope
+    elif _COMPILER in sys.modules and len(SHOWN) not in _COUNTS:
+        _COUNTS.add(len(SHOWN))  # what is compiled may be called inside a scope
         _show()
 
 

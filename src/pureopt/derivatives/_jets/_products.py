@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pureopt._errors import DerivativeError
-from pureopt.derivatives._jets._algebra import bilinear, linear
+from pureopt.derivatives._jets._algebra import bilinear, like, linear
 from pureopt.derivatives._jets._jet import RULES, Jet
 from pureopt.derivatives._jets._register import rule, spellings
 from pureopt.derivatives._jets._shapes import value_of
@@ -51,8 +51,25 @@ def rmatmul(b: Any, a: Any) -> Any:
 def matmul(input: Any, other: Any) -> Any:  # noqa: A002
     """Where the second factor is one constant matrix, it is that of all directions."""
     if isinstance(input, Jet) and isinstance(other, Tensor) and other.dim() <= 2:  # noqa: PLR2004
-        return linear(lambda c: torch.matmul(c, other), input, of_rows=True)
+        return _by_rows(lambda c: torch.matmul(c, other), input, other)
     return multiply(torch.matmul, input, other)
+
+
+def _by_rows(
+    f: Callable[[Tensor], Tensor], x: Jet, matrix: Tensor, value: Tensor | None = None
+) -> Jet:
+    """``f(x)``, the product of each row with a constant matrix or vector.
+
+    All coefficients at once where the matrix is the larger factor: each product reads and
+    rearranges it.
+    """
+    terms = [c for c in x.coefficients if c is not None] if x.summed is None else []
+    few = len(terms) < 2 or not x.ndim  # noqa: PLR2004
+    if few or matrix.dim() < 2 or x.value.numel() > matrix.numel():  # noqa: PLR2004
+        return linear(f, x, value=value, of_rows=True)
+    products = iter(f(torch.stack(terms)).unbind())
+    coefficients = [None if c is None else next(products) for c in x.coefficients]
+    return like(x, f(x.value) if value is None else value, coefficients)
 
 
 def _matmul_method(input: Any, other: Any) -> Any:  # noqa: A002
@@ -87,7 +104,7 @@ def _fit(a: Any, b: Any) -> bool:
 def linear_(input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: A002
     if isinstance(input, Jet) and not isinstance(weight, Jet) | isinstance(bias, Jet):
         value = F.linear(input.value, weight, bias)
-        return linear(lambda c: F.linear(c, weight), input, value=value, of_rows=True)
+        return _by_rows(lambda c: F.linear(c, weight), input, weight, value)
     y = multiply(F.linear, input, weight)
     return y if bias is None else y + bias
 
