@@ -79,6 +79,12 @@ def holds(what: str, truth: bool) -> Measured:
     return Measured(what, float(not truth), 0.0, truth)
 
 
+def raised(error: Exception) -> Measured:
+    """What was raised in the place of a number, in one line."""
+    told = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+    return Measured(told, torch.nan, 0.0, ok=False)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Probe:

@@ -20,6 +20,7 @@ from pureopt.testing._cases import (
     Probe,
     feasible,
     prepare,
+    raised,
     tree_map_shapes,
 )
 
@@ -293,8 +294,7 @@ def _measure(
         for found in invariant.measure(probe):
             yield case, found
     except Exception as error:  # noqa: BLE001 (a report tells what was raised, and where)
-        told = f"{type(error).__name__}: {error}".split("\n", 1)[0]
-        yield case, Measured(told, torch.nan, 0.0, ok=False)
+        yield case, raised(error)
 
 
 def _worst(invariant: Invariant, found: list[tuple[Case, Measured]]) -> Finding:

@@ -21,6 +21,13 @@ RESULTS: Any = torch.return_types
 is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtensor  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def innermost(x: Tensor) -> Tensor:
+    """The tensor in the wrappers of transforms: all lanes, and the count of its writes."""
+    while _FUNCTORCH.is_functorch_wrapped_tensor(x):
+        x = _FUNCTORCH.get_unwrapped(x)
+    return x
+
+
 def spellings(name: str, composition: Callable[..., Any]) -> Table:
     """The table of an operator that only ``torch.ops.aten`` has."""
     operator: Any = getattr(torch.ops.aten, name)

@@ -17,6 +17,7 @@ from pureopt._errors import DerivativeError
 from pureopt.derivatives._jets._algebra import bilinear, like, linear
 from pureopt.derivatives._jets._jet import RULES, Jet
 from pureopt.derivatives._jets._register import rule, spellings
+from pureopt.derivatives._jets._rows import times_rows
 from pureopt.derivatives._jets._shapes import value_of
 
 
@@ -51,8 +52,14 @@ def rmatmul(b: Any, a: Any) -> Any:
 def matmul(input: Any, other: Any) -> Any:  # noqa: A002
     """Where the second factor is one constant matrix, it is that of all directions."""
     if isinstance(input, Jet) and isinstance(other, Tensor) and other.dim() <= 2:  # noqa: PLR2004
-        return _by_rows(lambda c: torch.matmul(c, other), input, other)
+        return _by_rows(lambda c: _times(c, other), input, other)
     return multiply(torch.matmul, input, other)
+
+
+def _times(x: Tensor, matrix: Tensor) -> Tensor:
+    """``x @ matrix``, of a matrix or a vector."""
+    few = x.dim() < 2 or matrix.dim() < 2  # noqa: PLR2004
+    return torch.matmul(x, matrix) if few else times_rows(x, matrix.mT)
 
 
 def _by_rows(
@@ -104,7 +111,7 @@ def _fit(a: Any, b: Any) -> bool:
 def linear_(input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: A002
     if isinstance(input, Jet) and not isinstance(weight, Jet) | isinstance(bias, Jet):
         value = F.linear(input.value, weight, bias)
-        return _by_rows(lambda c: F.linear(c, weight), input, weight, value)
+        return _by_rows(lambda c: times_rows(c, weight), input, weight, value)
     y = multiply(F.linear, input, weight)
     return y if bias is None else y + bias
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from pureopt._errors import DerivativeError
 from pureopt._stand_in import StandIn
 from pureopt.derivatives._complaints import WRITES_ON_THE_WAY
-from pureopt.derivatives._exactness._numeric import is_batched
+from pureopt.derivatives._exactness._numeric import innermost, is_batched
 from pureopt.derivatives._per_sample._composites import (
     COMPOSITES,
     FOR_VMAP,
@@ -96,7 +96,7 @@ class Scope:
             nothing = (empty * self.lane.to(value.device)).sum()
             self.tie = self.tie + nothing.to(self.lane)
         else:
-            bottom = _innermost(value)
+            bottom = innermost(value)
             if not bottom.is_inference():
                 self.versions.append((bottom, bottom._version))  # noqa: SLF001
         return len(self.saved) - 1
@@ -181,13 +181,6 @@ class Scope:
         self.known = []
         if not torch.compiler.is_compiling():
             raise Hidden
-
-
-def _innermost(x: Tensor) -> Tensor:
-    """Without the wrappers of transforms, of which none counts what is written."""
-    while _FUNCTORCH.is_functorch_wrapped_tensor(x):
-        x = _FUNCTORCH.get_unwrapped(x)
-    return x
 
 
 class _Scopes(threading.local):

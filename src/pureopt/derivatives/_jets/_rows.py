@@ -1,0 +1,153 @@
+"""Products of many rows with one matrix, by the faster of torch's two kernels.
+
+On the CPU torch multiplies matrices with MKL, which takes the wide (AVX-512) instructions
+of Intel's processors only. oneDNN, which torch has as well, takes them on AMD's too, and
+is then about twice as fast. It has no kernels for float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from pureopt.derivatives._exactness._numeric import innermost
+
+_watchers: Callable[[], int] = vars(torch._C)["_len_torch_function_stack"]  # noqa: SLF001
+_recorders: Callable[[], int] = vars(torch._C)["_len_torch_dispatch_stack"]  # noqa: SLF001
+_FUNCTORCH: Any = vars(torch._C)["_functorch"]  # noqa: SLF001
+
+# How many multiplications each thread must have for the call to be worth it: it takes up
+# to 0.2 ms longer under vmap, which half the time of so many saves.
+_WORTH = 1 << 25
+# With fewer rows or columns MKL is as fast.
+_FEW = 8
+_MATRIX = 2  # dimensions
+
+
+def times_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """``F.linear(x, weight)``: each row of ``x``, (..., m), times a matrix, (n, m)."""
+    return _Product.apply(x, weight) if _gains(x, weight) else F.linear(x, weight)
+
+
+def _gains(x: Tensor, weight: Tensor) -> bool:
+    """Whether the other kernel takes it and is faster; errors are left to torch."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and _is_plain(x)
+        and _is_plain(weight)
+        and _is_worth_it(x, weight)
+        and not torch.is_autocast_enabled("cpu")
+        and not _is_observed()
+        and torch.backends.mkldnn.enabled
+        and _leaves_instructions_unused()
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether it is an array of float32, and not a subclass with products of its own."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.layout == torch.strided
+        and type(x) in (Tensor, nn.Parameter)
+        and type(innermost(x)) in (Tensor, nn.Parameter)
+    )
+
+
+def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
+    if weight.dim() != _MATRIX or x.shape[-1:] != weight.shape[1:] or not x.numel():
+        return False
+    numbers = innermost(x).numel()  # of all lanes
+    columns, length = weight.shape
+    enough = numbers * columns >= _WORTH * torch.get_num_threads()
+    return enough and min(numbers // length, columns) >= _FEW
+
+
+def _is_observed() -> bool:
+    """Whether something is to see torch's product, or differentiates it forward.
+
+    In torch 2.13 forward over forward of an ``autograd.Function`` is zero.
+    """
+    return (
+        forward_ad._current_level >= 0  # noqa: SLF001
+        or _watchers() > 0
+        or _recorders() > 0
+        or any(
+            level.key() == _FUNCTORCH.TransformType.Functionalize
+            for level in _FUNCTORCH.get_interpreter_stack() or ()
+        )
+    )
+
+
+@cache
+def _leaves_instructions_unused() -> bool:
+    """Whether MKL leaves the wide instructions of this processor unused."""
+    return (
+        torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.backends.mkl.is_available()
+        and _has_kernel()
+        and "AuthenticAMD" in _processor()
+    )
+
+
+def _has_kernel() -> bool:
+    available = torch.backends.mkldnn.is_available()
+    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _processor() -> str:
+    """What Linux tells about it; nothing elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+class _Product(torch.autograd.Function):
+    """``x @ weight.mT`` by oneDNN, with the gradient and the lanes that its kernel lacks."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        # A matrix with gaps or overlaps takes it a thousand times longer, or is refused.
+        if not (weight.is_contiguous() or weight.mT.is_contiguous()):
+            weight = weight.contiguous()
+        kernel = cast(Any, torch.ops.mkldnn._linear_pointwise)  # noqa: SLF001
+        return kernel(x, weight, None, "none", [], "")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004 (torch's)
+        x, weight = inputs
+        of_x, of_weight = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,), (x, weight) = grads, ctx.saved_tensors
+        return (
+            None if weight is None else times_rows(grad, weight.mT),
+            None if x is None else times_rows(_as_columns(grad), _as_columns(x)),
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        (lane, of_weight), (x, weight) = in_dims, args
+        if of_weight is None:
+            return times_rows(x.movedim(lane, 0), weight), 0
+        weights = weight.movedim(of_weight, 0).mT
+        x = x.unsqueeze(0) if lane is None else x.movedim(lane, 0)
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        shape = info.batch_size, *x.shape[1:-1], weights.shape[-1]
+        return (rows @ weights).reshape(shape), 0
+
+
+def _as_columns(x: Tensor) -> Tensor:
+    """All rows, as the columns of one matrix."""
+    return x.reshape(-1, x.shape[-1]).mT

@@ -1,0 +1,403 @@
+"""Products of many rows by oneDNN: the same numbers and derivatives, where it is taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pureopt._tree import tree_leaves
+from pureopt.derivatives import directional_derivatives, laplacian
+from pureopt.derivatives._jets import _rows
+from pureopt.derivatives._jets._rows import times_rows
+from tests.derivatives.row import randn
+
+pytestmark = pytest.mark.skipif(
+    not _rows._has_kernel(), reason="this build of torch has no oneDNN"
+)
+
+EPS = torch.finfo(torch.float32).eps
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """The kernel for all sizes and processors; what it was chosen for."""
+    calls = []
+    gains = _rows._gains
+
+    def noted(x, weight):
+        if gains(x, weight):
+            calls.append(x.shape)
+            return True
+        return False
+
+    monkeypatch.setattr(_rows, "_gains", noted)
+    monkeypatch.setattr(_rows, "_WORTH", 0)
+    monkeypatch.setattr(_rows, "_FEW", 0)
+    monkeypatch.setattr(_rows, "_leaves_instructions_unused", lambda: True)
+    return calls
+
+
+@pytest.fixture
+def anywhere(monkeypatch):
+    """The kernel is taken for any processor, where the product is worth it."""
+    monkeypatch.setattr(_rows, "_leaves_instructions_unused", lambda: True)
+
+
+def drawn(*shape, seed=0):
+    return randn(*shape, seed=seed, dtype=torch.float32)
+
+
+def assert_close(got, want, terms):
+    """Sums of so many products of numbers of size one, in another order."""
+    bound = 4 * terms * EPS * max(1.0, float(want.abs().max()))
+    assert got.shape == want.shape
+    assert got.dtype == torch.float32
+    assert float((got.double() - want.double()).abs().max()) <= bound
+
+
+SIZES = st.integers(1, 9)
+
+
+@given(
+    st.lists(SIZES, min_size=1, max_size=3),
+    SIZES,
+    SIZES,
+    st.sampled_from(["plain", "transposed", "strided", "expanded", "negative"]),
+    st.sampled_from(["plain", "turned", "gaps", "overlaps", "expanded", "real"]),
+)
+def test_the_product_is_that_of_linear(leading, m, n, layout, matrix):
+    x, weight = drawn(*leading, m), drawn(n, m, seed=1)
+    if layout == "transposed":
+        x = drawn(m, *leading).movedim(0, -1)
+    elif layout == "strided":
+        x = drawn(*leading, 2 * m)[..., ::2]
+    elif layout == "expanded":
+        x = drawn(1, m).expand(*leading, m)
+    elif layout == "negative":
+        x = torch.complex(x, x).conj().imag
+        assert x.is_neg()
+    if matrix == "turned":
+        weight = drawn(m, n, seed=1).mT
+    elif matrix == "gaps":
+        weight = drawn(2 * n, m + 3, seed=1)[::2, :m]
+    elif matrix == "overlaps":
+        weight = drawn(n + m - 1, seed=1).unfold(0, m, 1)
+    elif matrix == "expanded":
+        weight = drawn(n, 1, seed=1).expand(n, m)
+    elif matrix == "real":
+        weight = torch.complex(weight, weight).real
+    assert_close(
+        _rows._Product.apply(x, weight), F.linear(x.double(), weight.double()), m
+    )
+
+
+def f64(f):
+    return lambda *args: f(*(a.double() for a in args))
+
+
+WORDS = {
+    "grad": lambda f: grad(f, (0, 1)),
+    "jacfwd of grad": lambda f: jacfwd(grad(f, (0, 1)), (0, 1)),
+    "jacrev of grad": lambda f: jacrev(grad(f, (0, 1)), (0, 1)),
+    "jacfwd of jacfwd": lambda f: jacfwd(jacfwd(f, (0, 1)), (0, 1)),
+    "jacfwd of jacfwd of grad": lambda f: jacfwd(jacfwd(grad(f))),
+    "hessian": lambda f: hessian(f, (0, 1)),
+    "vmap of grad over rows": lambda f: vmap(grad(f, (0, 1)), (1, None)),
+    "vmap of grad over matrices": lambda f: vmap(grad(f, (0, 1)), (None, 1)),
+    "vmap of grad over both": lambda f: vmap(grad(f, (0, 1)), (0, 1)),
+    "vmap of vmap of jacfwd": lambda f: vmap(vmap(jacfwd(f, (0, 1)), (0, None)), (None, 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_every_word_of_derivatives_is_that_of_linear(chosen, word):
+    def loss(product):
+        return lambda x, w: (product(x, w).sin() * product(x.cos(), w)).sum()
+
+    batch = {
+        "vmap of grad over rows": ((3, 2, 4), (5, 4)),
+        "vmap of grad over matrices": ((3, 4), (5, 2, 4)),
+        "vmap of grad over both": ((2, 3, 4), (5, 2, 4)),
+        "vmap of vmap of jacfwd": ((2, 3, 4), (2, 5, 4)),
+    }
+    left, right = batch.get(word, ((3, 4), (5, 4)))
+    x, w = drawn(*left), drawn(*right, seed=1)
+    got = WORDS[word](loss(times_rows))(x, w)
+    assert bool(chosen) == ("jacfwd" not in word and word != "hessian")
+    want = WORDS[word](f64(loss(F.linear)))(x, w)
+    for g, v in zip(*map(tree_leaves, (got, want)), strict=True):
+        # Products of up to four such sums.
+        assert_close(g, v, 4 * 15)
+
+
+def test_lanes_of_vectors_are_rows(chosen):
+    """``vmap`` over vectors, and its gradients, where the product of a lane has one row."""
+    x, w = drawn(6, 4), drawn(5, 4, seed=1)
+    f = vmap(grad(lambda x, w: times_rows(x, w).sin().sum(), (0, 1)), (0, None))
+    want = vmap(grad(f64(lambda x, w: F.linear(x, w).sin().sum()), (0, 1)), (0, None))
+    for g, v in zip(f(x, w), want(x, w), strict=True):
+        assert_close(g, v, 4)
+    assert (6, 4) in chosen
+
+
+def net(weights):
+    def f(x):
+        for w in weights[:-1]:
+            x = torch.tanh(F.linear(x, w))
+        return x @ weights[-1]
+
+    return f
+
+
+def layers(width=6, dtype=torch.float32):
+    sizes = ((width, 3), (width, width), (width, width), (width,))
+    return [drawn(*s, seed=i).to(dtype) / s[-1] ** 0.5 for i, s in enumerate(sizes)]
+
+
+def test_laplacians_and_what_is_learned_from_them(chosen):
+    x = drawn(5, 3)
+
+    def loss(weights, x, trace):
+        return trace(net(weights))(x).square().mean()
+
+    def collapsed(f):
+        return vmap(laplacian(f))
+
+    def by_definition(f):
+        return vmap(lambda x: hessian(f)(x).trace())
+
+    doubles = layers(dtype=torch.float64)
+    assert_close(
+        collapsed(net(layers()))(x), by_definition(net(doubles))(x.double()), 60
+    )
+    got = grad(loss)(layers(), x, collapsed)
+    assert chosen
+    want = grad(loss)(doubles, x.double(), by_definition)
+    for g, v in zip(got, want, strict=True):
+        assert_close(g, v, 300)
+    leaves = [w.requires_grad_() for w in layers()]
+    got = torch.autograd.grad(loss(leaves, x, collapsed), leaves)
+    for g, v in zip(got, want, strict=True):
+        assert_close(g, v, 300)
+
+
+def test_directional_derivatives_by_linear_and_by_matmul(chosen):
+    x, v = drawn(5, 3), drawn(5, 3, seed=9)
+
+    def multiplied(weights):
+        return lambda x: torch.tanh((x @ weights[0].mT).sin() @ weights[1].mT).sum(-1)
+
+    for make in (net, multiplied):
+        chosen.clear()
+        got = directional_derivatives(make(layers()), x, v, 4)
+        assert chosen
+        want = directional_derivatives(
+            make(layers(dtype=torch.float64)), x.double(), v.double(), 4
+        )
+        for g, value in zip(got, want, strict=True):
+            assert_close(g, value, 200)
+
+
+LARGE = 1 << 12
+
+
+def large(dtype=torch.float32, device="cpu"):
+    return (
+        torch.ones(LARGE, 256, dtype=dtype, device=device),
+        torch.ones(64, 256, dtype=dtype, device=device),
+    )
+
+
+@pytest.mark.usefixtures("anywhere")
+class TestWhereItIsTaken:
+    """At one thread from 2^25 multiplications on, in what the kernel knows."""
+
+    @pytest.fixture(autouse=True)
+    def one_thread(self):
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(before)
+
+    def test_by_size(self):
+        x, w = large()
+        assert _rows._gains(x, w)
+        assert not _rows._gains(x[: LARGE // 4], w)
+        assert _rows._gains(x[: LARGE // 2], nn.Parameter(w))
+        torch.set_num_threads(2)
+        assert _rows._gains(x, w)
+        assert not _rows._gains(x[: LARGE // 2], w)
+
+    def test_not_by_few_rows_or_columns(self):
+        x, w = large()
+        assert _rows._gains(w[:8], x.expand(8, *x.shape).flatten(0, 1))
+        assert not _rows._gains(w[:7], x.expand(8, *x.shape).flatten(0, 1))
+        assert _rows._gains(x.expand(8, *x.shape), w[:8])
+        assert not _rows._gains(x.expand(16, *x.shape), w[:7])
+
+    def test_by_all_lanes_together(self):
+        x, w = large()
+        seen = []
+
+        def ask(x):
+            seen.append(_rows._gains(x, w))
+            return x
+
+        vmap(ask)(x.unflatten(0, (-1, 8)))
+        vmap(ask)(x)
+        vmap(ask)(x[: LARGE // 4])
+        assert seen == [True, True, False]
+
+    def test_by_dtype_device_and_layout(self):
+        assert not _rows._gains(*large(torch.float64))
+        assert not _rows._gains(*large(torch.bfloat16))
+        assert not _rows._gains(*large(device="meta"))
+        x, w = large()
+        assert not _rows._gains(x, w.to_sparse())
+        assert not _rows._gains(x, w.double())
+        assert not _rows._gains(x.double(), w)
+
+    def test_errors_are_torch_s(self):
+        x, w = large()
+        for wrong in (w[:, :-1], w[0], w[None], w.new_ones(())):
+            assert not _rows._gains(x, wrong)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            laplacian(lambda x: F.linear(x.sin(), w[:, :-1]).sum())(x[0])
+
+    def test_not_where_others_watch_or_convert(self):
+        class Watches(TorchFunctionMode):
+            def __torch_function__(self, func, types, args=(), kwargs=None):
+                return func(*args, **(kwargs or {}))
+
+        class Records(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                return func(*args, **(kwargs or {}))
+
+        class Special(Tensor):
+            pass
+
+        x, w = large()
+        for mode in (Watches(), Records(), torch.autocast("cpu")):
+            with mode:
+                assert not _rows._gains(x, w)
+        special = x.as_subclass(Special)
+        assert not _rows._gains(x, w.as_subclass(Special))
+        assert not _rows._gains(special, w)
+        seen = []
+        grad(lambda x: seen.append(_rows._gains(x, w)) or x.sum())(special)
+        assert seen == [False]
+        assert _rows._gains(x, w)
+
+    def test_not_where_it_is_switched_off(self, monkeypatch):
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+        assert not _rows._gains(*large())
+
+    def test_what_records_a_graph_records_torch_s(self):
+        x, w = large()
+        seen = []
+
+        def ask(x):
+            seen.append(_rows._gains(x, w))
+            return F.linear(x, w)
+
+        torch.func.functionalize(ask)(x)
+        torch.jit.trace(ask, (x,), check_trace=False)
+        make_fx(ask)(x)
+        assert seen
+        assert not any(seen)
+
+    def test_a_network_of_that_size(self, monkeypatch):
+        """Unforced: all lanes of all directions; compiled, the compiler chooses."""
+        taken = []
+        kernel = _rows._Product.forward
+        monkeypatch.setattr(
+            _rows._Product,
+            "forward",
+            staticmethod(lambda *args: taken.append(1) or kernel(*args)),
+        )
+        x = drawn(64, 16) / 4
+        weights = [drawn(256, 16) / 4, drawn(256, 256, seed=1) / 16, drawn(256, seed=2)]
+        lap = vmap(laplacian(net(weights)))
+        got = lap(x)
+        assert taken
+        want = vmap(laplacian(net([w.double() for w in weights])))(x.double())
+        assert_close(got, want, 256)
+        taken.clear()
+        compiled = torch.compile(lap, fullgraph=True, backend="aot_eager")
+        assert_close(compiled(x), want, 256)
+        assert not taken
+
+
+@pytest.mark.parametrize(
+    ("capability", "maker", "unused"),
+    [
+        ("AVX512", "AuthenticAMD", True),
+        ("AVX512", "GenuineIntel", False),
+        ("AVX2", "AuthenticAMD", False),
+    ],
+)
+def test_the_processor_decides(monkeypatch, capability, maker, unused):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(_rows, "_processor", lambda: f"vendor_id : {maker}")
+    assert _rows._leaves_instructions_unused.__wrapped__() == unused
+    monkeypatch.setattr(_rows, "_leaves_instructions_unused", lambda: unused)
+    assert (
+        _rows._gains(*(t.expand(16, *t.shape).flatten(0, 1) for t in large())) == unused
+    )
+
+
+def test_a_processor_that_tells_nothing_is_unknown(monkeypatch):
+    def missing(*args, **kwargs):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(_rows.Path, "read_text", missing)
+    assert _rows._processor() == ""
+
+
+def test_what_is_saved_is_what_a_gradient_needs(chosen):
+    x, w = drawn(3, 4), drawn(5, 4, seed=1)
+    for of_x, of_w in ((True, False), (False, True), (True, True)):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, to=saved: to.append(t.shape) or t, lambda t: t
+        ):
+            y = times_rows(x.requires_grad_(of_x), w.requires_grad_(of_w))
+        assert set(saved) == {s for s, n in ((x.shape, of_w), (w.shape, of_x)) if n}
+        chosen.clear()
+        needed = [t for t, n in ((x, of_x), (w, of_w)) if n]
+        got = torch.autograd.grad(y, needed, torch.ones_like(y))
+        assert len(chosen) == len(needed)  # backward takes the kernel, too
+        y = F.linear(x.double(), w.double())
+        want = torch.autograd.grad(y, needed, torch.ones_like(y))
+        for g, v in zip(got, want, strict=True):
+            assert_close(g, v, 5)
+
+
+def test_a_write_to_what_is_saved_raises(chosen):
+    x, w = drawn(3, 4).requires_grad_(), drawn(5, 4, seed=1)
+    y = times_rows(x, w)
+    assert chosen
+    w.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_forward_mode_is_left_to_torch(chosen):
+    """Where nested it is zero for an ``autograd.Function`` with a ``jvp``, in torch 2.13."""
+    x, w = drawn(3, 4), drawn(5, 4, seed=1)
+    _, tangent = jvp(lambda x: times_rows(x, w), (x,), (x,))
+    assert not chosen
+    assert_close(tangent, F.linear(x.double(), w.double()), 4)
+    y, pull = vjp(lambda x: times_rows(x, w), x)
+    assert chosen
+    _, (tangent,) = jvp(pull, (y,), (y,))
+    assert_close(tangent, y.double() @ w.double(), 5)
