@@ -10,9 +10,9 @@ Python 3.12 or later and is not compared with here.
 The Laplacians run under ``vmap``, as those of a user's function of one point do, at 1,
 16 and 64 points. The one by hand is for this network alone and writes to memory that it
 keeps. Its products alone are what no method can do without that carries a vector for
-each dimension: how many times faster than the trace they are bounds all such methods. At
-last, what ``exact`` costs where nothing asks for it: one gradient of a network with layer
-norms.
+each dimension: how many times faster than the trace they are bounds all such methods
+that multiply by ``torch.mm``. At last, what ``exact`` costs where nothing asks for it:
+one gradient of a network with layer norms.
 
 Every contender is checked for the right numbers before it is timed, and timed in bursts
 as long as one call of the slowest: each pays for the caches and the memory that another
