@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from pureopt.derivatives._exactness._numeric import innermost
+from pureopt.derivatives._exactness._numeric import innermost, is_batched
 
 _watchers: Callable[[], int] = vars(torch._C)["_len_torch_function_stack"]  # noqa: SLF001
 _recorders: Callable[[], int] = vars(torch._C)["_len_torch_dispatch_stack"]  # noqa: SLF001
 _FUNCTORCH: Any = vars(torch._C)["_functorch"]  # noqa: SLF001
 
 # How many multiplications each thread must have for the call to be worth it: it takes up
-# to 0.2 ms longer under vmap, which half the time of so many saves.
+# to 0.3 ms longer under transforms, which half the time of so many saves.
 _WORTH = 1 << 25
 # With fewer rows or columns MKL is as fast.
 _FEW = 8
@@ -33,7 +33,11 @@ _MATRIX = 2  # dimensions
 
 def times_rows(x: Tensor, weight: Tensor) -> Tensor:
     """``F.linear(x, weight)``: each row of ``x``, (..., m), times a matrix, (n, m)."""
-    return _Product.apply(x, weight) if _gains(x, weight) else F.linear(x, weight)
+    if not _gains(x, weight):
+        return F.linear(x, weight)
+    if _is_differentiated(x, weight):
+        return _Product.apply(x, weight)
+    return _of_lanes(x, weight)
 
 
 def _gains(x: Tensor, weight: Tensor) -> bool:
@@ -80,11 +84,40 @@ def _is_observed() -> bool:
         forward_ad._current_level >= 0  # noqa: SLF001
         or _watchers() > 0
         or _recorders() > 0
-        or any(
-            level.key() == _FUNCTORCH.TransformType.Functionalize
-            for level in _FUNCTORCH.get_interpreter_stack() or ()
-        )
+        or _FUNCTORCH.TransformType.Functionalize in _transforms()
     )
+
+
+def _transforms() -> set[Any]:
+    """The kinds of those that are under way."""
+    return {level.key() for level in _FUNCTORCH.get_interpreter_stack() or ()}
+
+
+def _is_differentiated(x: Tensor, weight: Tensor) -> bool:
+    """Whether a gradient may be asked for; if not, ``weight`` is in no transform."""
+    return (
+        innermost(x).requires_grad
+        or innermost(weight).requires_grad
+        or _FUNCTORCH.is_functorch_wrapped_tensor(weight)
+        or not _transforms() <= {_FUNCTORCH.TransformType.Vmap}
+    )
+
+
+def _of_lanes(x: Tensor, weight: Tensor) -> Tensor:
+    """The product where all that is around ``x`` are lanes, which are rows like others."""
+    if not is_batched(x):
+        return _multiplied(x, weight)
+    rows = _FUNCTORCH.get_unwrapped(x).movedim(_FUNCTORCH.maybe_get_bdim(x), 0)
+    level = _FUNCTORCH.maybe_get_level(x)
+    return _FUNCTORCH._add_batch_dim(_of_lanes(rows, weight), 0, level)  # noqa: SLF001
+
+
+def _multiplied(x: Tensor, weight: Tensor) -> Tensor:
+    # A matrix with gaps or overlaps takes it a thousand times longer, or is refused.
+    if not (weight.is_contiguous() or weight.mT.is_contiguous()):
+        weight = weight.contiguous()
+    kernel = cast(Any, torch.ops.mkldnn._linear_pointwise)  # noqa: SLF001
+    return kernel(x, weight, None, "none", [], "")
 
 
 @cache
@@ -116,11 +149,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor) -> Tensor:
-        # A matrix with gaps or overlaps takes it a thousand times longer, or is refused.
-        if not (weight.is_contiguous() or weight.mT.is_contiguous()):
-            weight = weight.contiguous()
-        kernel = cast(Any, torch.ops.mkldnn._linear_pointwise)  # noqa: SLF001
-        return kernel(x, weight, None, "none", [], "")
+        return _multiplied(x, weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004 (torch's)
