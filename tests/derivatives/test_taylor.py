@@ -266,23 +266,43 @@ def test_taylor_mode_does_not_nest_and_forward_and_reverse_mode_go_around_it():
     torch.testing.assert_close(slope, truth, rtol=1e-14, atol=0)
 
 
+class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+    """What runs, and with which arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
 def test_many_directions_cost_one_value():
     # Collapsed mode: 2 + D rows through each linear layer, not 1 + 2 D.
-    rows = []
-
-    class Rows(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is torch.ops.aten.mm.default:
-                rows.append(max(args[0].shape[0], args[1].shape[1]))
-            return func(*args, **(kwargs or {}))
-
     w = randn(7, 7)
     x = randn(1, 7)
-    with Rows():
+    with Calls() as calls:
         laplacian(lambda x: F.linear(torch.tanh(F.linear(x, w)), w).sum())(x)
+    rows = [
+        max(args[0].shape[0], args[1].shape[1])
+        for func, args in calls.seen
+        if func is torch.ops.aten.mm.default
+    ]
     # First layer: value and directions; second: those and the sum of second derivatives,
     # but not the directions, whose outputs nobody asked for.
     assert sum(rows) <= (1 + 7) + (1 + 1) + 5 * 7
+
+
+def test_the_slope_of_the_variable_multiplies_nothing():
+    with Calls() as calls:
+        laplacian(lambda x: torch.tanh(x).sum())(randn(7))
+    names = [func.__name__.split(".")[0] for func, _ in calls.seen]
+    # The first derivative of tanh; half the second; the squares of the directions, their
+    # sum times that, and the factorial.
+    assert names.count("addcmul") == 1
+    assert names.count("mul") == 4
+    assert "ones_like" not in names
 
 
 @pytest.mark.slow

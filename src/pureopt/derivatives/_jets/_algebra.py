@@ -228,17 +228,40 @@ def integral(x: Jet, slope: Jet, value: Tensor) -> Jet:
         value: The integral at order zero.
     """
     x, slope = aligned(x, slope)
-    u, s = series(x), series(slope)
+    u, s = _variable(x), series(slope)
     coefficients = [_integral_at(u, s, k, x.summed) for k in range(1, x.order + 1)]
     return like(x, value, coefficients)
 
 
+class Axis(Jet):
+    """The variable itself, ``x + t``; its slope, one, is made where it is asked for.
+
+    A compiler drops by itself what nobody asks for.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, value: Tensor, order: int) -> None:
+        traced = torch.compiler.is_compiling()
+        one = (
+            torch.ones_like(value) if traced else Later(lambda: torch.ones_like(value))
+        )
+        super().__init__(value, [one, *[None] * (order - 1)])
+
+
+def _variable(x: Jet) -> Series | None:
+    """The series of ``x``; none for the axis, with which nothing is multiplied."""
+    return None if isinstance(x, Axis) else series(x)
+
+
 def _integral_at(
-    u: Series, s: Series, k: int, summed: int | None, above: float = 1
+    u: Series | None, s: Series, k: int, summed: int | None, above: float = 1
 ) -> Coefficient:
     def weight(j: int) -> float:
         return j / k if j == k else above * j / k
 
+    if u is None:
+        return scaled(s[k - 1], weight(1))
     return convolution(u, s, k, summed=summed, weight=weight, start=1)
 
 
@@ -257,7 +280,7 @@ def ode(
             coefficients of ``y`` up to that order.
         above: By what those above order zero are still to be multiplied.
     """
-    u = series(x)
+    u = _variable(x)
     y: list[Coefficient] = [value]
     s: list[Coefficient] = []
     for k in range(1, x.order + 1):
@@ -271,11 +294,11 @@ def elementwise(x: Jet, value: Tensor, derivative: Callable[[Jet, Jet], Jet]) ->
 
     Each order is found from those below it, so that the derivative may depend on ``y``.
     """
+    u = _variable(x)
     y = like(x, value, [])
     for k in range(x.order):
-        slope = lift(x, derivative(like(x, x.value, x.coefficients[:k]), y))
-        s = series(slope)
-        new = _integral_at(series(x), s, k + 1, x.summed)
+        slope = lift(x, derivative(like(x, x.value, x.terms[:k]), y))
+        new = _integral_at(u, series(slope), k + 1, x.summed)
         y = like(x, value, [*y.coefficients, new])
     return y
 
@@ -300,7 +323,7 @@ def taylor(x: Jet, value: Tensor, outer: Series) -> Jet:
         for c, power in zip(outer, powers, strict=True):
             p = power[k]
             if c is not None and p is not None:
-                total = plus(total, c * p)
+                total = c * p if total is None else torch.addcmul(total, c, p)
         return total
 
     orders = range(1, len(u))
@@ -323,8 +346,7 @@ def univariate(rule: Callable[..., Jet]) -> Callable[..., Jet]:
     def apply(x: Jet, *args: Any, **kwargs: Any) -> Jet:
         if x.summed is None:
             return rule(x, *args, **kwargs)
-        axis = [torch.ones_like(x.value), *[None] * (x.order - 1)]
-        y = rule(Jet(x.value, axis), *args, **kwargs)
+        y = rule(Axis(x.value, x.order), *args, **kwargs)
         return taylor(x, y.value, y.coefficients)
 
     return apply
