@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import dis
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,17 @@ def imports(source: str) -> set[str]:
     return names
 
 
+def unknown_names(code: types.CodeType, known: set[str]) -> set[str]:
+    """The global names that compiled code reads and neither it nor Python defines."""
+    every = [code]
+    for each in every:
+        every += [c for c in each.co_consts if isinstance(c, types.CodeType)]
+    steps = [step for each in every for step in dis.get_instructions(each)]
+    read = {s.argval for s in steps if s.opname in {"LOAD_GLOBAL", "LOAD_NAME"}}
+    written = {s.argval for s in steps if s.opname in {"STORE_GLOBAL", "STORE_NAME"}}
+    return read - written - known - set(vars(builtins))
+
+
 def module_id(path: Path) -> str:
     return str(path.relative_to(SRC))
 
@@ -117,6 +131,18 @@ def test_only_tree_imports_optree_and_nothing_optional_is_imported_at_the_top(pa
         if isinstance(node, ast.Import | ast.ImportFrom)
     )
     assert not imports(top) & {"matplotlib", "tqdm", "numpy", "scipy", "sklearn"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_a_module_reads_no_name_that_is_not_there(path):
+    """No linter looks: dimensions in jaxtyping's strings are no names either."""
+    code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    assert not unknown_names(code, {"__name__", "__file__", "__annotations__"})
+
+
+def test_a_name_that_is_not_there_is_seen():
+    source = "import a\nx = 1\ndef f():\n    def g():\n        return a, x, len, lost\n"
+    assert unknown_names(compile(source, "", "exec"), set()) == {"lost"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_id)

@@ -323,7 +323,7 @@ def examine_what_is_left() -> None:
 def in_a_process_of_its_own(call: str) -> None:
     lines = (
         "import os",
-        "from tests.test_testing import *",
+        "from tests.test_testing import examine, examine_the_next, examine_what_is_left",
         call,
         "print('as expected', flush=True)",
         "os._exit(0)",  # without freeing anything

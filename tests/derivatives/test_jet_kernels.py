@@ -24,15 +24,15 @@ pytestmark = pytest.mark.skipif(
 def chosen(monkeypatch):
     """The kernel for all sizes and processors; what it was chosen for."""
     calls = []
-    gains = _rows._gains
+    takes = _rows._takes_onednn
 
     def noted(x, weight):
-        if gains(x, weight):
+        if takes(x, weight):
             calls.append(x.shape)
             return True
         return False
 
-    monkeypatch.setattr(_rows, "_gains", noted)
+    monkeypatch.setattr(_rows, "_takes_onednn", noted)
     monkeypatch.setattr(_rows, "_WORTH", 0)
     monkeypatch.setattr(_rows, "_FEW", 0)
     monkeypatch.setattr(_rows, "_leaves_instructions_unused", lambda: True)
@@ -93,6 +93,10 @@ WORDS = {
 }  # fmt: skip
 
 
+# Not in forward mode, nor where each lane has a matrix of its own.
+BY_ONEDNN = {"grad", "jacrev of grad", "vmap of grad over rows"}
+
+
 @pytest.mark.parametrize("word", WORDS)
 def test_every_word_of_derivatives_is_that_of_linear(chosen, word):
     def loss(product):
@@ -107,7 +111,7 @@ def test_every_word_of_derivatives_is_that_of_linear(chosen, word):
     left, right = batch.get(word, ((3, 4), (5, 4)))
     x, w = drawn(*left), drawn(*right, seed=1)
     got = WORDS[word](loss(times_rows))(x, w)
-    assert bool(chosen) == ("jacfwd" not in word and word != "hessian")
+    assert bool(chosen) == (word in BY_ONEDNN)
     want = WORDS[word](f64(loss(F.linear)))(x, w)
     for g, v in zip(*map(tree_leaves, (got, want)), strict=True):
         # Products of up to four such sums.
@@ -129,12 +133,70 @@ def test_nested_lanes_in_any_place(chosen, weight):
         want = torch.einsum("aibk,ok->ibao", x.double(), double)
     inner = vmap(times_rows, (1, None))
     got = vmap(inner, place)(x, w)
-    assert chosen
+    assert bool(chosen) == (weight != "in lanes")
     assert_close(got, want, 6)
     # Lanes of the outer map alone, inside the inner one.
     got = vmap(lambda x, y: vmap(lambda z: times_rows(x, w) + z)(y), (1, None))
     if weight != "in lanes":
         assert_close(got(x[:, :, 0], torch.zeros(7)), want[:, :1].expand(2, 7, 3, 5), 6)
+
+
+@pytest.mark.parametrize("places", [(0,), (2,), (1, 0), (0, 2)])
+def test_the_gradient_of_what_is_in_lanes(chosen, places):
+    """The leaf is inside of the lanes, which do not know that it needs a gradient."""
+    x, w = drawn(*(6, 4, 4, 4)[: 2 + len(places)]), drawn(5, 4, seed=1)
+
+    def gradient(product, x, w):
+        f = lambda x: product(x, w).sin()  # noqa: E731
+        for place in places:
+            f = vmap(f, place)
+        x.requires_grad_()
+        return torch.autograd.grad(f(x).sum(), x)[0]
+
+    got = gradient(times_rows, x, w)
+    assert chosen
+    assert_close(got, gradient(F.linear, x.detach().double(), w.double()), 4 * 5)
+
+
+def test_lanes_are_rows_of_one_product(monkeypatch, chosen):
+    """Where nothing is differentiated; ``vmap`` itself would multiply lane by lane."""
+    factors = []
+    multiplied = _rows._multiplied
+    monkeypatch.setattr(
+        _rows, "_multiplied", lambda *args: factors.append(args) or multiplied(*args)
+    )
+    monkeypatch.setattr(_rows._Product, "apply", None)
+    x, w = drawn(3, 2, 4, 6), drawn(5, 6, seed=1)
+    vmap(vmap(lambda x: times_rows(x, w)))(x)
+    ((rows, matrix),) = factors
+    assert rows.data_ptr() == x.data_ptr()
+    assert rows.shape == x.shape
+    assert matrix is w
+
+
+def test_a_batched_backward_keeps_its_graph(chosen):
+    """It has lanes of another kind, in which an ``autograd.Function`` has no gradient."""
+    x, w = drawn(6, 4), drawn(5, 4, seed=1)
+    directions = drawn(3, 6, 5, seed=2)
+
+    def second(product, *leaves, directions):
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        y = product(*leaves).sin()
+        rows = torch.autograd.grad(
+            y, leaves, directions, is_grads_batched=True, create_graph=True
+        )
+        return torch.autograd.grad(sum(r.square().sum() for r in rows), leaves)
+
+    got = second(times_rows, x, w, directions=directions)
+    assert chosen
+    want = second(
+        F.linear,
+        x.detach().double(),
+        w.detach().double(),
+        directions=directions.double(),
+    )
+    for g, v in zip(got, want, strict=True):
+        assert_close(g, v, 200)
 
 
 def test_lanes_of_vectors_are_rows(chosen):

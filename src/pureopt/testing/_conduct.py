@@ -128,8 +128,8 @@ def compilation(probe: Probe) -> Iterator[Measured]:
         want = tree_leaves(fn(*args))
         got = _of_a_trace(compiled, args)
         if isinstance(got, Measured):
-            # What a trace that failed inside jacfwd leaves behind is freed at once, where
-            # no other is under way: the dispatcher's state of that other would break.
+            # What a trace that failed inside jacfwd leaves behind is freed now: freed
+            # in the midst of a later trace, it would break that one.
             gc.collect()
             yield got
             return

@@ -28,6 +28,15 @@ def innermost(x: Tensor) -> Tensor:
     return x
 
 
+def is_of_lanes(x: Any) -> bool:
+    """Whether this is the lanes of a ``vmap``, whatever is between it and here."""
+    while _FUNCTORCH.is_functorch_wrapped_tensor(x):
+        if is_batched(x):
+            return True
+        x = _FUNCTORCH.get_unwrapped(x)
+    return False
+
+
 def spellings(name: str, composition: Callable[..., Any]) -> Table:
     """The table of an operator that only ``torch.ops.aten`` has."""
     operator: Any = getattr(torch.ops.aten, name)

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from pureopt._errors import DerivativeError
-from pureopt.derivatives._exactness._numeric import Table, is_batched
+from pureopt.derivatives._exactness._numeric import Table, is_of_lanes
 
 _PACK: Any = vars(torch)["_pack_padded_sequence"]
 _PAD: Any = vars(torch)["_pad_packed_sequence"]
-_FUNCTORCH: Any = vars(torch._C)["_functorch"]  # noqa: SLF001
 # Lanes have one shape, and that of what is packed is known from the lengths.
 _LENGTHS = (
     "pack_padded_sequence(lengths=...)",
@@ -82,7 +81,7 @@ def pack_padded_sequence(
     """
     if input.dim() < 2:  # noqa: PLR2004
         return _PACK(input, lengths, batch_first)  # which refuses it
-    if _is_of_lanes(lengths):
+    if is_of_lanes(lengths):
         raise DerivativeError(*_LENGTHS)
     x = input.transpose(0, 1) if batch_first else input
     shape = x.shape[0], x.shape[1]
@@ -90,15 +89,6 @@ def pack_padded_sequence(
     # Torch's own, which reads the lengths and refuses those that do not fit.
     rows, sizes = _PACK(places, lengths, batch_first=False)
     return x.flatten(0, 1).index_select(0, rows), sizes
-
-
-def _is_of_lanes(x: Any) -> bool:
-    """Whether this is the lanes of a ``vmap``, whatever is between it and here."""
-    while _FUNCTORCH.is_functorch_wrapped_tensor(x):
-        if is_batched(x):
-            return True
-        x = _FUNCTORCH.get_unwrapped(x)
-    return False
 
 
 def pad_packed_sequence(

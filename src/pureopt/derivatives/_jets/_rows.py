@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from pureopt.derivatives._exactness._numeric import innermost, is_batched
+from pureopt.derivatives._exactness._numeric import innermost, is_batched, is_of_lanes
 
 _watchers: Callable[[], int] = vars(torch._C)["_len_torch_function_stack"]  # noqa: SLF001
 _recorders: Callable[[], int] = vars(torch._C)["_len_torch_dispatch_stack"]  # noqa: SLF001
@@ -33,15 +33,18 @@ _MATRIX = 2  # dimensions
 
 def times_rows(x: Tensor, weight: Tensor) -> Tensor:
     """``F.linear(x, weight)``: each row of ``x``, (..., m), times a matrix, (n, m)."""
-    if not _gains(x, weight):
+    if not _takes_onednn(x, weight):
         return F.linear(x, weight)
     if _is_differentiated(x, weight):
         return _Product.apply(x, weight)
     return _of_lanes(x, weight)
 
 
-def _gains(x: Tensor, weight: Tensor) -> bool:
-    """Whether the other kernel takes it and is faster; errors are left to torch."""
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product is for the other kernel: where that is faster and no less right.
+
+    What torch refuses is left to torch, whose error names it.
+    """
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
@@ -57,17 +60,24 @@ def _gains(x: Tensor, weight: Tensor) -> bool:
 
 def _is_plain(x: Tensor) -> bool:
     """Whether it is an array of float32, and not a subclass with products of its own."""
+    bare = innermost(x)
     return (
         x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.layout == torch.strided
-        and type(x) in (Tensor, nn.Parameter)
-        and type(innermost(x)) in (Tensor, nn.Parameter)
+        and type(bare) in (Tensor, nn.Parameter)
+        # The lanes of a batched backward, in which torch takes no `autograd.Function`.
+        and not _FUNCTORCH.is_legacy_batchedtensor(bare)
     )
 
 
 def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
-    if weight.dim() != _MATRIX or x.shape[-1:] != weight.shape[1:] or not x.numel():
+    """Whether it is the same matrix for many rows, and large."""
+    if (
+        weight.dim() != _MATRIX
+        or x.shape[-1:] != weight.shape[1:]
+        or is_of_lanes(weight)
+    ):
         return False
     numbers = innermost(x).numel()  # of all lanes
     columns, length = weight.shape
@@ -94,12 +104,11 @@ def _transforms() -> set[Any]:
 
 
 def _is_differentiated(x: Tensor, weight: Tensor) -> bool:
-    """Whether a gradient may be asked for; if not, ``weight`` is in no transform."""
+    """Whether a gradient may be asked for."""
     return (
         innermost(x).requires_grad
         or innermost(weight).requires_grad
-        or _FUNCTORCH.is_functorch_wrapped_tensor(weight)
-        or not _transforms() <= {_FUNCTORCH.TransformType.Vmap}
+        or _FUNCTORCH.TransformType.Grad in _transforms()
     )
 
 
@@ -166,15 +175,9 @@ class _Product(torch.autograd.Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        (lane, of_weight), (x, weight) = in_dims, args
-        if of_weight is None:
-            return times_rows(x.movedim(lane, 0), weight), 0
-        weights = weight.movedim(of_weight, 0).mT
-        x = x.unsqueeze(0) if lane is None else x.movedim(lane, 0)
-        rows = x.reshape(len(x), -1, x.shape[-1])
-        shape = info.batch_size, *x.shape[1:-1], weights.shape[-1]
-        return (rows @ weights).reshape(shape), 0
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:  # noqa: ARG004 (torch's)
+        (lane, _), (x, weight) = in_dims, args  # the matrix has no lanes
+        return times_rows(x.movedim(lane, 0), weight), 0
 
 
 def _as_columns(x: Tensor) -> Tensor:
