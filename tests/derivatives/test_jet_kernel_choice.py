@@ -88,13 +88,10 @@ def test_not_where_each_lane_has_its_matrix():
 
     def ask(w):
         seen.append(_rows._takes_onednn(x, w))
-        seen.append(
-            grad(lambda w: seen.append(_rows._takes_onednn(x, w)) or w.sum())(w)
-        )
-        return w
+        return grad(lambda w: seen.append(_rows._takes_onednn(x, w)) or w.sum())(w)
 
     vmap(ask)(w.expand(2, 64, 256))
-    assert seen[:2] == [False, False]
+    assert seen == [False, False]
 
 
 def test_by_dtype_device_and_layout():

@@ -256,6 +256,13 @@ def test_directional_derivatives_by_linear_and_by_matmul(chosen):
         )
         for g, value in zip(got, want, strict=True):
             assert_close(g, value, 200)
+        # Point by point: a vector in each lane, a row of all.
+        chosen.clear()
+        f = make(layers())
+        each = vmap(lambda x, v, f=f: directional_derivatives(f, x, v, 4))(x, v)
+        assert chosen
+        for g, value in zip(each, want, strict=True):
+            assert_close(g, value, 200)
 
 
 def test_what_is_saved_is_what_a_gradient_needs(chosen):

@@ -58,8 +58,8 @@ def matmul(input: Any, other: Any) -> Any:  # noqa: A002
 
 def _times(x: Tensor, matrix: Tensor) -> Tensor:
     """``x @ matrix``, of a matrix or a vector."""
-    few = x.dim() < 2 or matrix.dim() < 2  # noqa: PLR2004
-    return torch.matmul(x, matrix) if few else times_rows(x, matrix.mT)
+    is_vector = matrix.dim() < 2  # noqa: PLR2004
+    return torch.matmul(x, matrix) if is_vector else times_rows(x, matrix.mT)
 
 
 def _by_rows(
