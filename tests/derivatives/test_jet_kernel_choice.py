@@ -172,6 +172,7 @@ def test_a_network_of_that_size(monkeypatch):
     got = lap(x)
     assert taken
     want = vmap(laplacian(net([w.double() for w in weights])))(x.double())
+    # As many products in each number; the layers are scaled by their widths.
     assert_close(got, want, 256)
     taken.clear()
     compiled = torch.compile(lap, fullgraph=True, backend="aot_eager")
