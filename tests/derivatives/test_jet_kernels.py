@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pureopt._tree import tree_leaves
 from pureopt.derivatives import directional_derivatives, laplacian
 from pureopt.derivatives._jets import _rows
-from pureopt.derivatives._jets._rows import times_rows
+from pureopt.derivatives._jets._rows import affine, times_rows
 from tests.derivatives.kernel_case import assert_close, drawn, net
 
 pytestmark = pytest.mark.skipif(
@@ -310,3 +310,54 @@ def test_forward_mode_is_left_to_torch(chosen):
     assert chosen
     _, (tangent,) = jvp(pull, (y,), (y,))
     assert_close(tangent, y.double() @ w.double(), 5)
+
+
+class Names(torch.utils._python_dispatch.TorchDispatchMode):
+    """The kernels that were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_lanes_are_rows_of_one_call():
+    x, w, b = drawn(5, 3), drawn(4, 3, seed=1), drawn(4, seed=2)
+    with Names() as seen:
+        got = vmap(lambda x: affine(x, w, b))(x)
+    assert seen.names == ["t", "addmm"]
+    assert got.equal(F.linear(x, w, b))
+
+
+ROWS = {
+    "lanes last": lambda f, x, w, b: vmap(lambda x: f(x, w, b), 1)(x.mT.contiguous()),
+    "lanes of lanes": lambda f, x, w, b: vmap(vmap(lambda x: f(x, w, b)))(x[None]),
+    "lanes of matrices": lambda f, x, w, b: vmap(lambda w: f(x, w, b))(
+        w.expand(2, 4, 3)
+    ),
+    "lanes of all": lambda f, x, w, b: vmap(f)(x, w.expand(5, 4, 3), b.expand(5, 4)),
+    "lanes of shifts": lambda f, x, w, b: vmap(f, (0, None, 0))(x, w, b.expand(5, 4)),
+    "of a gradient": lambda f, x, w, b: vmap(grad(lambda x: f(x, w, b).sin().sum()))(x),
+    "of another": lambda f, x, w, b: vmap(
+        lambda x: grad(lambda w: f(x, w, b).sin().sum())(w)
+    )(x),
+    "forward": lambda f, x, w, b: vmap(jacfwd(lambda x: f(x, w, b).sin()))(x),
+    "forward of another": lambda f, x, w, b: vmap(
+        lambda x: jacfwd(lambda w: f(x, w, b).sin())(w)
+    )(x),
+    "twice": lambda f, x, w, b: vmap(hessian(lambda x: f(x, w, b).sin().sum()))(x),
+    "inner matrices": lambda f, x, w, b: vmap(
+        lambda x: vmap(lambda w: f(x, w, b))(w.expand(2, 4, 3))
+    )(x),
+    "no lanes": lambda f, x, w, b: f(x, w, b),
+    "no shift": lambda f, x, w, b: vmap(lambda x: f(x, w))(x),
+}
+
+
+@pytest.mark.parametrize("way", ROWS)
+def test_lanes_that_are_rows_change_nothing(way):
+    x, w, b = drawn(5, 3), drawn(4, 3, seed=1), drawn(4, seed=2)
+    assert_close(ROWS[way](affine, x, w, b), ROWS[way](F.linear, x, w, b).double(), 3)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pureopt._tree import ravel, tree_leaves, tree_map
+from pureopt._tree import tree_leaves, tree_map
 from pureopt._typing import P
 from pureopt.derivatives._checks import call, chunk, point
 from pureopt.derivatives._jets._jet import Jet
@@ -132,8 +133,12 @@ def _jacobian(y: Jet | Tensor, x: Any) -> Any:
 
 def identity_like(x: Any) -> Tensor:
     """The coordinate directions as rows."""
-    flat = ravel(x)
-    return torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+    leaves = tree_leaves(x)
+    return torch.eye(
+        sum(leaf.numel() for leaf in leaves),
+        dtype=reduce(torch.promote_types, [leaf.dtype for leaf in leaves]),
+        device=leaves[0].device,
+    )
 
 
 def along(
@@ -142,7 +147,11 @@ def along(
     """The jets of ``f`` along these directions (rows), summed over them at ``order``."""
     # `unravel` acts on the last dimension; the leaves get theirs by a reshape.
     leaves = tree_leaves(x)
-    pieces = iter(directions.split([leaf.numel() for leaf in leaves], dim=-1))
+    pieces = iter(
+        directions.split([leaf.numel() for leaf in leaves], dim=-1)
+        if len(leaves) > 1
+        else [directions]
+    )
     first = tree_map(
         lambda leaf: next(pieces).reshape(len(directions), *leaf.shape).to(leaf.dtype),
         x,
@@ -160,8 +169,9 @@ def sum_along(
 ) -> Any:
     """The sum over directions (rows) of the derivatives of this order, in chunks."""
     total = None
-    for rows in directions.split(chunk_size or len(directions)):
+    factor = float(math.factorial(order))
+    for rows in directions.split(chunk_size) if chunk_size else [directions]:
         out = along(where, f, x, rows, order)
-        part = tree_map(lambda y: coefficient_at(y, order), out)
+        part = tree_map(lambda y: coefficient_at(y, order, factor), out)
         total = part if total is None else tree_map(torch.add, total, part)
-    return tree_map(lambda c: c * float(math.factorial(order)), total)
+    return total

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from pureopt.derivatives._exactness._numeric import transforms
-from pureopt.derivatives._jets._jet import Coefficient, Jet, Later
+from pureopt.derivatives._jets._directions import has_lanes, later, sum_of_products
+from pureopt.derivatives._jets._jet import Jet
+from pureopt.derivatives._jets._later import Coefficient, Later, found
 
 Series = Sequence[Coefficient]
 
@@ -82,7 +84,14 @@ def linear(
             )
         now = [x.frozen() for x in jets]
         terms = [
-            later(jets[0], k, partial(_linear_at, f, now, k, of_rows)) for k in orders
+            later(
+                value,
+                now,
+                k,
+                partial(_linear_at, f, now, k, of_rows),
+                lanes=not of_rows,
+            )
+            for k in orders
         ]
         return like(jets[0], value, terms)
     coefficients = [_linear_at(f, jets, k, of_rows) for k in orders]
@@ -93,9 +102,13 @@ def linear(
 
 
 def _linear_at(
-    f: Callable[..., Any], jets: Sequence[Jet], k: int, of_rows: bool
+    f: Callable[..., Any],
+    jets: Sequence[Jet],
+    k: int,
+    of_rows: bool,
+    part: slice | None = None,
 ) -> Any:
-    terms = [x.coefficient(k) for x in jets]
+    terms = [x.coefficient(k, part) for x in jets]
     if all(c is None for c in terms):
         return None
     lanes = tuple(None if c is None else 0 for c in terms)
@@ -106,23 +119,6 @@ def _linear_at(
     if has_lanes(jets[0], k) and not of_rows:
         return vmap(f, in_dims=lanes)(*filled)
     return f(*filled)
-
-
-def later(x: Jet, k: int, make: Callable[[], Coefficient]) -> Coefficient | Later:
-    """What ``make()`` gives, put off where it has many directions.
-
-    The last of these, the gradient of the output, are often not asked for. A compiler
-    drops them by itself, and would trace what was put off at the end of a chain of calls
-    as long as the function.
-    """
-    if has_lanes(x, k) and not torch.compiler.is_compiling():
-        return Later(make)
-    return make()
-
-
-def has_lanes(x: Jet, k: int) -> bool:
-    """Whether the coefficient of order ``k`` has a dimension of directions in front."""
-    return x.summed is not None and 0 < k < x.summed
 
 
 def plus(a: Coefficient, b: Coefficient) -> Coefficient:
@@ -164,8 +160,8 @@ def bilinear_term(
 
 
 def convolution(
-    a: Series,
-    b: Series,
+    a: Sequence[Coefficient | Later],
+    b: Sequence[Coefficient | Later],
     k: int,
     *,
     summed: int | None,
@@ -180,15 +176,16 @@ def convolution(
     orders = range(start, (k if stop is None else stop) + 1)
     # From that end whose weight is one, if there is: then nothing is scaled at first.
     for j in orders if weight is None or weight(start) == 1 else reversed(orders):
-        left, right = a[j], b[k - j]
-        if left is None or right is None:
-            continue
         w = 1 if weight is None else weight(j)
-        if not w:
+        if a[j] is None or b[k - j] is None or not w:
             continue
         if k == summed and 0 < j < k:
-            total = plus(total, scaled((left * right).sum(0), w))
-        elif total is None:
+            total = plus(total, scaled(sum_of_products(a[j], b[k - j]), w))
+            continue
+        left, right = found(a[j]), found(b[k - j])
+        if left is None or right is None:
+            continue
+        if total is None:
             total = _scaled_product(left, right, w, alone)
         # A series to which a constant of a wider dtype was added has two dtypes.
         elif not alone or not total.dtype == left.dtype == right.dtype:
@@ -244,7 +241,9 @@ class Axis(Jet):
     def __init__(self, value: Tensor, order: int) -> None:
         traced = torch.compiler.is_compiling()
         one = (
-            torch.ones_like(value) if traced else Later(lambda: torch.ones_like(value))
+            torch.ones_like(value)
+            if traced
+            else Later(lambda _: torch.ones_like(value))
         )
         super().__init__(value, [one, *[None] * (order - 1)])
 
@@ -312,25 +311,34 @@ def taylor(x: Jet, value: Tensor, outer: Series) -> Jet:
         outer: The coefficients :math:`c_1, \dots, c_K` there: the derivatives of the
             outer function over the factorials.
     """
-    u: Series = [None, *x.coefficients]
+    u: Sequence[Coefficient | Later] = [None, *x.terms]
     powers = [u]
     for _ in range(2, len(u)):
         last = powers[-1]
         powers.append([_power_at(u, last, k, x.summed) for k in range(len(u))])
 
-    def term(k: int) -> Coefficient:
+    def term(k: int, part: slice | None) -> Coefficient:
         total: Coefficient = None
         for c, power in zip(outer, powers, strict=True):
-            p = power[k]
+            p = None if c is None else found(power[k], part)
             if c is not None and p is not None:
                 total = c * p if total is None else torch.addcmul(total, c, p)
         return total
 
-    orders = range(1, len(u))
-    return like(x, value, [later(x, k, partial(term, k)) for k in orders])
+    # A product is as soon made again as read again.
+    return like(
+        x,
+        value,
+        [later(value, [x], k, partial(term, k), kept=False) for k in range(1, len(u))],
+    )
 
 
-def _power_at(u: Series, last: Series, k: int, summed: int | None) -> Coefficient:
+def _power_at(
+    u: Sequence[Coefficient | Later],
+    last: Sequence[Coefficient | Later],
+    k: int,
+    summed: int | None,
+) -> Coefficient:
     """The coefficient of order ``k`` of the next power of a series without value."""
     return convolution(u, last, k, summed=summed, start=1, stop=k - 1)
 

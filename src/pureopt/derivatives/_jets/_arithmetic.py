@@ -22,7 +22,6 @@ from pureopt.derivatives._jets._algebra import (
     aligned,
     constant,
     convolution,
-    later,
     lift,
     like,
     linear,
@@ -34,6 +33,7 @@ from pureopt.derivatives._jets._algebra import (
     taylor,
     univariate,
 )
+from pureopt.derivatives._jets._directions import later
 from pureopt.derivatives._jets._jet import Coefficient, Jet
 from pureopt.derivatives._jets._register import rule, univariate_rule
 
@@ -53,13 +53,12 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Jet:  # noqa: A002
             return y
     a, b = (jet.frozen() for jet in aligned(lift(x, input), lift(x, other)))
 
-    def term(k: int) -> Coefficient:
-        return plus(a.coefficient(k), scaled(b.coefficient(k), alpha))
+    def term(k: int, part: slice | None) -> Coefficient:
+        return plus(a.coefficient(k, part), scaled(b.coefficient(k, part), alpha))
 
+    value = a.value + (b.value if alpha == 1 else alpha * b.value)
     orders = range(1, x.order + 1)
-    terms = [later(x, k, partial(term, k)) for k in orders]
-    shift = b.value if alpha == 1 else alpha * b.value
-    return like(x, a.value + shift, terms)
+    return like(x, value, [later(value, [a, b], k, partial(term, k)) for k in orders])
 
 
 @rule("sub", "subtract", "__sub__")

@@ -12,26 +12,7 @@ from torch import Tensor
 from pureopt._errors import DerivativeError
 from pureopt._stand_in import StandIn
 from pureopt.derivatives._exactness._vector_norms import REMEMBERED
-
-Coefficient: TypeAlias = Tensor | None
-"""A coefficient of a series; ``None`` is zero, known as such before anything runs."""
-
-
-class Later:
-    """A coefficient that is computed when it is first asked for, if ever."""
-
-    __slots__ = ("made", "make")
-
-    def __init__(self, make: Callable[[], Coefficient]) -> None:
-        self.make: Callable[[], Coefficient] | None = make
-        self.made: Coefficient = None
-
-    def get(self) -> Coefficient:
-        """The coefficient."""
-        if self.make is not None:
-            self.made, self.make = self.make(), None
-        return self.made
-
+from pureopt.derivatives._jets._later import Coefficient, Later, found
 
 Rule: TypeAlias = Callable[..., Any]
 
@@ -138,17 +119,14 @@ class Jet(StandIn):
         self.value, self.terms = new.value, new.terms
         return self
 
-    def coefficient(self, k: int) -> Coefficient:
-        """The coefficient of order ``k``."""
-        if k == 0:
-            return self.value
-        term = self.terms[k - 1]
-        return term.get() if isinstance(term, Later) else term
+    def coefficient(self, k: int, part: slice | None = None) -> Coefficient:
+        """The coefficient of order ``k``, or these directions of it."""
+        return found(self.terms[k - 1], part) if k else self.value
 
     @property
     def coefficients(self) -> tuple[Coefficient, ...]:
         """Those of order 1 to K."""
-        return tuple(c.get() if isinstance(c, Later) else c for c in self.terms)
+        return tuple(found(c) for c in self.terms)
 
     @classmethod
     def __torch_function__(

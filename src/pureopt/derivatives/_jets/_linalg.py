@@ -20,7 +20,6 @@ from pureopt import _lu
 from pureopt._errors import DerivativeError, told
 from pureopt.derivatives._jets._algebra import (
     bilinear_term,
-    has_lanes,
     lift,
     like,
     linear,
@@ -30,6 +29,7 @@ from pureopt.derivatives._jets._algebra import (
     spread,
 )
 from pureopt.derivatives._jets._arithmetic import belongs
+from pureopt.derivatives._jets._directions import has_lanes
 from pureopt.derivatives._jets._jet import Coefficient, Jet
 from pureopt.derivatives._jets._register import rule
 from pureopt.derivatives._jets._shapes import value_of

@@ -17,7 +17,7 @@ from pureopt._errors import DerivativeError
 from pureopt.derivatives._jets._algebra import bilinear, like, linear
 from pureopt.derivatives._jets._jet import RULES, Jet
 from pureopt.derivatives._jets._register import rule, spellings
-from pureopt.derivatives._jets._rows import times_rows
+from pureopt.derivatives._jets._rows import affine, times_rows
 from pureopt.derivatives._jets._shapes import value_of
 
 
@@ -110,7 +110,7 @@ def _fit(a: Any, b: Any) -> bool:
 @rule("linear")
 def linear_(input: Any, weight: Any, bias: Any = None) -> Any:  # noqa: A002
     if isinstance(input, Jet) and not isinstance(weight, Jet) | isinstance(bias, Jet):
-        value = F.linear(input.value, weight, bias)
+        value = affine(input.value, weight, bias)
         return _by_rows(lambda c: times_rows(c, weight), input, weight, value)
     y = multiply(F.linear, input, weight)
     return y if bias is None else y + bias

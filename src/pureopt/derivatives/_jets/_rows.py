@@ -34,10 +34,21 @@ _MATRIX = 2  # dimensions
 def times_rows(x: Tensor, weight: Tensor) -> Tensor:
     """``F.linear(x, weight)``: each row of ``x``, (..., m), times a matrix, (n, m)."""
     if not _takes_onednn(x, weight):
-        return F.linear(x, weight)
+        return affine(x, weight)
     if _is_differentiated(x, weight):
         return _Product.apply(x, weight)
-    return _of_lanes(x, weight)
+    return _of_lanes(_multiplied, x, weight)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear(x, weight, bias)``, in one call for all lanes of ``vmap``.
+
+    Torch makes seven of it, and each takes its time where a large product before it has
+    emptied the caches.
+    """
+    if torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    return _of_lanes(F.linear, x, weight, bias)
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -112,13 +123,20 @@ def _is_differentiated(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _of_lanes(x: Tensor, weight: Tensor) -> Tensor:
-    """The product where all that is around ``x`` are lanes, which are rows like others."""
-    if not is_batched(x):
-        return _multiplied(x, weight)
-    rows = _FUNCTORCH.get_unwrapped(x).movedim(_FUNCTORCH.maybe_get_bdim(x), 0)
-    level = _FUNCTORCH.maybe_get_level(x)
-    return _FUNCTORCH._add_batch_dim(_of_lanes(rows, weight), 0, level)  # noqa: SLF001
+def _of_lanes(
+    product: Callable[..., Tensor], x: Tensor, *constants: Tensor | None
+) -> Tensor:
+    """``product(x, *constants)``, for which the lanes of ``x`` are rows like others."""
+    if not is_batched(x) or max(map(_level, constants)) >= _level(x):
+        return product(x, *constants)
+    rows, lane = _FUNCTORCH.get_unwrapped(x), _FUNCTORCH.maybe_get_bdim(x)
+    y = _of_lanes(product, rows.movedim(lane, 0) if lane else rows, *constants)
+    return _FUNCTORCH._add_batch_dim(y, 0, _level(x))  # noqa: SLF001
+
+
+def _level(x: Tensor | None) -> int:
+    """Of the transform whose lanes or gradients are around it; below zero for none."""
+    return -1 if x is None else _FUNCTORCH.maybe_get_level(x)
 
 
 def _multiplied(x: Tensor, weight: Tensor) -> Tensor:
