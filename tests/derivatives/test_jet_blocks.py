@@ -67,9 +67,6 @@ def in_place(x):
     return torch.tanh(F.linear(h, weight(3, 8))).sum()
 
 
-NETS = [plain, residual, heads, normalized, in_place]
-
-
 def bound(want, terms=200):
     """Sums of so many products of numbers of size one in each of some ten operations."""
     return 10 * terms * EPS * max(1.0, float(want.detach().abs().max()))
@@ -78,6 +75,24 @@ def bound(want, terms=200):
 def assert_close(got, want):
     assert got.shape == want.shape
     assert float((got - want).detach().abs().max()) <= bound(want)
+
+
+def chain(x):
+    h = F.linear(x, weight(8, INPUTS))
+    for f in (torch.sin, torch.tanh, torch.cos, torch.sigmoid) * 2:
+        h = f(h)
+    return h.sum()
+
+
+def norms(x):
+    h = F.linear(x, weight(8, INPUTS))
+    for seed in (1, 2):
+        h = h + F.linear(F.layer_norm(h, (8,)), weight(8, 8, seed)).tanh()
+        h = h * h.sigmoid()
+    return h.exp().sum()
+
+
+NETS = [plain, residual, heads, normalized, in_place, chain, norms]
 
 
 @pytest.mark.usefixtures("blocks")
@@ -136,20 +151,27 @@ def gauss(x):
     return (x @ weight(3, 5)).sin().exp().sum()
 
 
+PRODUCTS = {
+    getattr(torch.ops.aten, n).default for n in ("mm", "addmm", "bmm", "baddbmm")
+}
+
+
 class Counted(torch.utils._python_dispatch.TorchDispatchMode):
     """The products and how many multiplications they take; how much memory there was."""
 
     def __init__(self):
         super().__init__()
-        self.products, self.multiplications = 0, 0
+        self.products, self.multiplications, self.elementwise = 0, 0, 0
         self.largest, self.peak, self.alive = 0, 0, {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+        if func == torch.ops.aten.mul.Tensor:
+            self.elementwise += out.numel()
+        if func in PRODUCTS:
             a, b = args[-2:]
             self.products += 1
-            self.multiplications += a.shape[0] * b.numel()
+            self.multiplications += a.shape[-2] * b.numel()
         if isinstance(out, torch.Tensor):
             self.largest = max(self.largest, out.numel())
             memory = out.untyped_storage()
@@ -172,12 +194,20 @@ def deep(x):
     return x.sum()
 
 
-@pytest.mark.parametrize("net", [plain, residual, heads, in_place])
+@pytest.mark.parametrize("net", [plain, residual, heads, in_place, chain, norms])
 def test_no_product_is_taken_twice(net, monkeypatch):
     x = randn(POINTS, INPUTS, seed=3)
     whole = counted(net, x)
     monkeypatch.setattr(_directions, "_NUMBERS", 20)
     assert counted(net, x).multiplications == whole.multiplications
+
+
+@pytest.mark.parametrize("net", [chain, residual])
+def test_what_is_not_kept_is_made_once_more_at_most(net, monkeypatch):
+    x = randn(POINTS, INPUTS, seed=3)
+    whole = counted(net, x)
+    monkeypatch.setattr(_directions, "_NUMBERS", 20)
+    assert counted(net, x).elementwise <= 1.2 * whole.elementwise
 
 
 def test_no_block_is_larger_than_was_asked_for(monkeypatch):
@@ -226,6 +256,23 @@ def test_blocks_are_for_double_precision_on_the_cpu(dtype, device, monkeypatch):
     y = laplacian(lambda x: functional_call(model, {}, (x,)).sum())(x)
     assert y.device.type == device
     assert bool(seen) == (dtype == torch.float64 and device == "cpu")
+
+
+def test_what_is_whole_in_lanes_has_no_blocks(monkeypatch):
+    """Its parts have gaps, which take a copy to multiply and zeros to differentiate."""
+    monkeypatch.setattr(_directions, "_NUMBERS", 6)
+    seen = []
+
+    def look(x):
+        made = Later(lambda _: x, Extent(4, 24))
+        seen.append(_directions._size(made))
+        made.get()
+        seen.extend(_directions._size(c) for c in (made, x, x[:2]))
+        return x
+
+    vmap(look)(randn(2, 4, 3))
+    assert seen == [Extent(4, 24), None, None, Extent(2, 12)]
+    assert _directions._size(randn(4, 30)) == Extent(4, 120)
 
 
 def later(whole, made, kept=True):

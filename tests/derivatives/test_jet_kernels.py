@@ -332,6 +332,15 @@ def test_lanes_are_rows_of_one_call():
     assert got.equal(F.linear(x, w, b))
 
 
+def test_rows_with_gaps_between_lanes_are_those_of_one_product():
+    x, w = drawn(5, 7, 3), drawn(4, 3, seed=1)
+    with Names() as seen:
+        got = vmap(lambda x: affine(x[2:4], w))(x)
+    assert "mm" in seen.names
+    assert "bmm" not in seen.names
+    assert_close(got, F.linear(x[:, 2:4], w).double(), 3)
+
+
 ROWS = {
     "lanes last": lambda f, x, w, b: vmap(lambda x: f(x, w, b), 1)(x.mT.contiguous()),
     "lanes of lanes": lambda f, x, w, b: vmap(vmap(lambda x: f(x, w, b)))(x[None]),
@@ -352,6 +361,28 @@ ROWS = {
     "inner matrices": lambda f, x, w, b: vmap(
         lambda x: vmap(lambda w: f(x, w, b))(w.expand(2, 4, 3))
     )(x),
+    "beneath a gradient": lambda f, x, w, b: vmap(
+        lambda x: grad(lambda s: (f(x, w, b) * s).sin().sum())(torch.ones(()))
+    )(x),
+    "beneath a slope": lambda f, x, w, b: vmap(
+        lambda x: jvp(lambda w: f(x, w, b).sin() + f(x, b[:, None] * w, b), (w,), (w,))[
+            1
+        ]
+    )(x),
+    "beneath lanes": lambda f, x, w, b: vmap(
+        lambda x: vmap(lambda s: f(x, w, b) * s)(torch.arange(3.0))
+    )(x),
+    "rows of rows": lambda f, x, w, b: vmap(lambda x: f(x, w, b))(
+        x.expand(2, 3, 5, 3).transpose(0, 1)[:, :, 1:3]
+    ),
+    "shift for each row": lambda f, x, w, b: vmap(
+        lambda x: f(x, w, torch.arange(8.0).view(2, 4))
+    )(x[:, None].expand(5, 2, 3)),
+    "shifts as many as lanes": lambda f, x, w, b: vmap(
+        lambda x: f(x, w, torch.arange(20.0).view(5, 4))
+    )(x),
+    "a vector": lambda f, x, w, b: vmap(lambda x: f(x, w[0], b[0]))(x),
+    "a wider shift": lambda f, x, w, b: vmap(lambda x: f(x, w, b.double()).float())(x),
     "no lanes": lambda f, x, w, b: f(x, w, b),
     "no shift": lambda f, x, w, b: vmap(lambda x: f(x, w))(x),
 }

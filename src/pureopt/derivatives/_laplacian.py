@@ -128,7 +128,9 @@ def _jacobian(y: Jet | Tensor, x: Any) -> Any:
     columns = first.movedim(0, -1)
     leaves = tree_leaves(x)
     pieces = iter(columns.split([leaf.numel() for leaf in leaves], dim=-1))
-    return tree_map(lambda leaf: next(pieces).reshape(*y.shape, *leaf.shape).clone(), x)
+    return tree_map(
+        lambda leaf: next(pieces).reshape((*y.shape, *leaf.shape)).clone(), x
+    )
 
 
 def identity_like(x: Any) -> Tensor:
@@ -153,7 +155,9 @@ def along(
         else [directions]
     )
     first = tree_map(
-        lambda leaf: next(pieces).reshape(len(directions), *leaf.shape).to(leaf.dtype),
+        lambda leaf: (
+            next(pieces).reshape((len(directions), *leaf.shape)).to(leaf.dtype)
+        ),
         x,
     )
     return propagate(where, f, x, [first, *[None] * (order - 1)], summed=order)

@@ -325,7 +325,7 @@ def taylor(x: Jet, value: Tensor, outer: Series) -> Jet:
                 total = c * p if total is None else torch.addcmul(total, c, p)
         return total
 
-    # A product is as soon made again as read again.
+    # A product with a constant is as soon made again as read again.
     return like(
         x,
         value,

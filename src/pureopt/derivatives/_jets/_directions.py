@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pureopt.derivatives._exactness._numeric import innermost
+from pureopt.derivatives._exactness._numeric import innermost, is_of_lanes
 from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._later import Coefficient, Extent, Later, found
 
@@ -53,7 +53,13 @@ def later(
 
 
 def _extent(value: Tensor, jets: Sequence[Jet], k: int, lanes: bool) -> Extent | None:
-    """How large the coefficient of order ``k`` is, made from those of the same order."""
+    """How large the coefficient of order ``k`` is, if blocks of it are of use.
+
+    They are on the CPU in double precision; in float32 they gained nothing and cost up to
+    a sixth where gradients were asked for. Other devices are slowed by small kernels.
+    """
+    if value.device.type != "cpu" or value.dtype != torch.float64:
+        return None
     for x in jets:
         size = _size(x.terms[k - 1])
         if size is not None and x.value.numel():
@@ -64,16 +70,15 @@ def _extent(value: Tensor, jets: Sequence[Jet], k: int, lanes: bool) -> Extent |
 
 
 def _size(c: Coefficient | Later) -> Extent | None:
-    """How large it is, if blocks are of use.
-
-    They are on the CPU in double precision; in float32 they gained nothing and cost up to
-    a sixth where gradients were asked for. Other devices are slowed by small kernels.
-    """
+    """How large it is, if it has blocks: a part of what is whole has gaps between lanes."""
     if isinstance(c, Later):
-        return c.extent
-    if c is None or c.device.type != "cpu" or c.dtype != torch.float64:
+        if c.is_open():
+            return c.extent
+        c = c.made
+    if c is None:
         return None
-    return Extent(len(c), innermost(c).numel())
+    size = Extent(len(c), innermost(c).numel())
+    return None if size.numbers > 2 * _NUMBERS and is_of_lanes(c) else size
 
 
 def sum_of_products(a: Coefficient | Later, b: Coefficient | Later) -> Coefficient:
@@ -82,6 +87,9 @@ def sum_of_products(a: Coefficient | Later, b: Coefficient | Later) -> Coefficie
     Where both are large and one is still to be computed, block after block: what it is
     computed from, each block is then used up while the processor has it at hand.
     """
+    for c in (a, b):
+        if isinstance(c, Later):  # who sums up asks again, for what is linear in it
+            c.kept = True
     total: Coefficient = None
     for part in _parts(a, b):
         left = found(a, part)

@@ -26,7 +26,7 @@ class Later:
         make: Computes the directions in a slice, or the whole coefficient.
         extent: How large it is, if it has a dimension of directions in front.
         kept: Whether its directions are kept for the next who asks. Those that take less
-            to compute than to keep are not.
+            to compute than to keep are not, but for :func:`sum_of_products`.
     """
 
     __slots__ = ("blocks", "extent", "kept", "made", "make")

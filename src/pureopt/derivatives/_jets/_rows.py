@@ -46,7 +46,13 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Torch makes seven of it, and each takes its time where a large product before it has
     emptied the caches.
     """
-    if torch.compiler.is_compiling():
+    if (
+        torch.compiler.is_compiling()
+        or x.shape[-1:] != weight.shape[1:]
+        or (
+            bias is not None and (bias.shape, bias.dtype) != (weight.shape[:1], x.dtype)
+        )
+    ):
         return F.linear(x, weight, bias)
     return _of_lanes(F.linear, x, weight, bias)
 
@@ -109,9 +115,10 @@ def _is_observed() -> bool:
     )
 
 
-def _transforms() -> set[Any]:
-    """The kinds of those that are under way."""
-    return {level.key() for level in _FUNCTORCH.get_interpreter_stack() or ()}
+def _transforms(above: int = 0) -> set[Any]:
+    """The kinds of those that are under way, or that began after one of them."""
+    stack = _FUNCTORCH.get_interpreter_stack() or ()
+    return {each.key() for each in stack if each.level() > above}
 
 
 def _is_differentiated(x: Tensor, weight: Tensor) -> bool:
@@ -126,12 +133,23 @@ def _is_differentiated(x: Tensor, weight: Tensor) -> bool:
 def _of_lanes(
     product: Callable[..., Tensor], x: Tensor, *constants: Tensor | None
 ) -> Tensor:
-    """``product(x, *constants)``, for which the lanes of ``x`` are rows like others."""
-    if not is_batched(x) or max(map(_level, constants)) >= _level(x):
+    """``product(x, *constants)``, for which the lanes of ``x`` are rows like others.
+
+    Not beneath a transform that differentiates: its wrapper would be in theirs.
+    """
+    level = _level(x)
+    if (
+        not is_batched(x)
+        or max(map(_level, constants)) >= level
+        or not _transforms(above=level) <= {_FUNCTORCH.TransformType.Vmap}
+    ):
         return product(x, *constants)
     rows, lane = _FUNCTORCH.get_unwrapped(x), _FUNCTORCH.maybe_get_bdim(x)
-    y = _of_lanes(product, rows.movedim(lane, 0) if lane else rows, *constants)
-    return _FUNCTORCH._add_batch_dim(y, 0, _level(x))  # noqa: SLF001
+    rows = rows.movedim(lane, 0) if lane else rows
+    if rows.dim() > _MATRIX:  # of those with gaps torch makes a product for each lane
+        rows = rows.contiguous()
+    y = _of_lanes(product, rows, *constants)
+    return _FUNCTORCH._add_batch_dim(y, 0, level)  # noqa: SLF001
 
 
 def _level(x: Tensor | None) -> int:
