@@ -10,6 +10,7 @@ from tests.derivatives.exact_case import WELL, Case
 from tests.derivatives.exact_cases_recurrent import RECURRENT
 from tests.derivatives.exact_cases_sampling import SAMPLING
 from tests.derivatives.exact_cases_sequences import SEQUENCES
+from tests.derivatives.exact_cases_sparse import SPARSE
 from tests.derivatives.exact_cases_spectra import SPECTRAL
 from tests.derivatives.exact_oracles import (
     TARGET,
@@ -321,4 +322,5 @@ CASES = [
     *SAMPLING,
     *SEQUENCES,
     *RECURRENT,
+    *SPARSE,
 ]

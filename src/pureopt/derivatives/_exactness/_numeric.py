@@ -21,19 +21,25 @@ RESULTS: Any = torch.return_types
 is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtensor  # noqa: SLF001  # pyright: ignore[reportAttributeAccessIssue]
 
 
+# Whether a tensor is in the wrapper of a transform, what is in it, and where its lanes are.
+is_wrapped: Callable[[Any], bool] = _FUNCTORCH.is_functorch_wrapped_tensor
+unwrapped: Callable[[Tensor], Tensor] = _FUNCTORCH.get_unwrapped
+lane_dimension: Callable[[Tensor], int] = _FUNCTORCH.maybe_get_bdim
+
+
 def innermost(x: Tensor) -> Tensor:
     """The tensor in the wrappers of transforms: all lanes, and the count of its writes."""
-    while _FUNCTORCH.is_functorch_wrapped_tensor(x):
-        x = _FUNCTORCH.get_unwrapped(x)
+    while is_wrapped(x):
+        x = unwrapped(x)
     return x
 
 
 def is_of_lanes(x: Any) -> bool:
     """Whether this is the lanes of a ``vmap``, whatever is between it and here."""
-    while _FUNCTORCH.is_functorch_wrapped_tensor(x):
+    while is_wrapped(x):
         if is_batched(x):
             return True
-        x = _FUNCTORCH.get_unwrapped(x)
+        x = unwrapped(x)
     return False
 
 

@@ -27,6 +27,9 @@ from pureopt.derivatives._exactness._products import PRODUCTS
 from pureopt.derivatives._exactness._recurrent import RECURRENT
 from pureopt.derivatives._exactness._sampling import SAMPLING
 from pureopt.derivatives._exactness._shown import SHOWN, show
+from pureopt.derivatives._exactness._sparse import SparseStandIn, leaving
+from pureopt.derivatives._exactness._sparse_makers import SPARSE
+from pureopt.derivatives._exactness._sparse_products import SPARSE_PRODUCTS
 from pureopt.derivatives._exactness._spectra import SPECTRA
 from pureopt.derivatives._exactness._transposed import TRANSPOSED
 from pureopt.derivatives._exactness._vector_norms import (
@@ -54,6 +57,8 @@ REPLACEMENTS: Table = {
     **PRODUCTS,
     **RECURRENT,
     **SAMPLING,
+    **SPARSE,
+    **SPARSE_PRODUCTS,
     **SPECTRA,
     **TRANSPOSED,
     **VECTOR_NORMS,
@@ -94,6 +99,9 @@ class _Exact(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
+        if SparseStandIn in types:  # it has rules of its own, of what is here
+            with _Exact():
+                return SparseStandIn.__torch_function__(func, types, args, named)
         if named.get("out") is not None:  # torch's own, which refuses to differentiate
             REMEMBERED.forget(named["out"])
             return func(*args, **named)
@@ -198,6 +206,7 @@ def exact(f: Callable[Args, R]) -> Callable[Args, R]:
     @functools.wraps(f)
     def exactly(*args: Args.args, **kwargs: Args.kwargs) -> R:
         with exact_ops():
-            return f(*args, **kwargs)
+            value = f(*args, **kwargs)
+        return value if REMEMBERED.scopes else leaving(value)
 
     return exactly

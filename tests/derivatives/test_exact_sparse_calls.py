@@ -1,0 +1,150 @@
+"""Calls of sparse tensors under ``exact``: writes, dimensions, lanes, constants."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.func import grad, jacrev, jvp, vmap
+
+from pureopt._errors import DerivativeError
+from pureopt.derivatives import exact
+from tests.derivatives.row import randn
+from tests.derivatives.test_exact_sparse import OTHER, D, E, X, masked
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CS")
+
+
+def mixed_up(s):
+    """Writes, each in another way."""
+    s.mul_(2)
+    s *= 3
+    torch.nn.functional.relu(s, inplace=True)
+    return s.neg_()
+
+
+def test_what_is_written_stays_written():
+    def f(x):
+        s = x.to_sparse()
+        same = s
+        mixed_up(s)
+        return same.to_dense().exp()
+
+    def dense(x):
+        return (-(6 * masked(x)).relu()).exp()
+
+    for x in (X, X.abs()):
+        torch.testing.assert_close(
+            jvp(exact(f), (x,), (E,)), jvp(dense, (x,), (E,)), rtol=1e-13, atol=1e-13
+        )
+        gradients = (grad(lambda x, h=h: h(x).sum())(x) for h in (exact(f), dense))
+        torch.testing.assert_close(*gradients, rtol=1e-13, atol=1e-13)
+
+
+# Without a rule, or written to dense ones: torch's own functions, and its derivatives.
+BY_TORCH = {
+    "add_": lambda s: E.clone().add_(s),
+    "+=": lambda s: E.clone().__iadd__(s),
+    "-=": lambda s: E.clone().__isub__(s),
+    "bmm": lambda s: torch.bmm(torch.stack([s, 2 * s]), D.expand(2, 3, 2)),
+    "stack": lambda s: torch.stack([s, s * 2]).to_dense(),
+    "both": lambda s: (s @ s.t()).to_dense(masked_grad=False),
+    "both, a constant": lambda s: (s @ OTHER.t().to_sparse()).to_dense(),
+    "by name": lambda s: torch.mm(s, mat2=D) + torch.mm(input=s, mat2=D),
+    "vector by name": lambda s: torch.mv(s, vec=D[:, 0]),
+    "dims by name": lambda s: s.permute(dims=(1, 0)).to_dense(),
+}
+
+
+@pytest.mark.parametrize("name", BY_TORCH)
+def test_one_gradient_is_torchs(name):
+    def loss(x):
+        return BY_TORCH[name](x.to_sparse()).exp().sum()
+
+    torch.testing.assert_close(grad(exact(loss))(X), grad(loss)(X), rtol=1e-13, atol=0)
+
+
+CUBE = torch.where(randn(3, 2, 2) > 0, randn(3, 2, 2), 0.0)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [lambda s: s.mT, lambda s: s.permute(2, 0, 1), lambda s: s.transpose(-1, 0)],
+    ids=["mT", "permute", "transpose"],
+)
+def test_three_dimensions_turn_as_in_torch(turn):
+    def f(x):
+        return turn(x.to_sparse()).to_dense()
+
+    y, slope = jvp(exact(f), (CUBE,), (CUBE.cos(),))
+    assert torch.equal(y, f(CUBE))
+    assert torch.equal(slope, torch.where(y != 0, turn(CUBE.cos()), 0.0))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda s: torch.sparse.sum(s, 2),
+        lambda s: s.sum(-3),
+        lambda s: torch.sparse.sum(s, (0, 0)),
+        lambda s: torch.sparse.sum(s, []),
+        lambda s: torch.sparse.softmax(s, 2),
+        lambda s: s.permute(1, 2),
+        lambda s: s.transpose(0, 2),
+    ],
+    ids=["sum", "negative", "twice", "none", "softmax", "permute", "transpose"],
+)
+def test_dimensions_that_are_not_there_are_refused(f):
+    with pytest.raises(DerivativeError, match="dimension"):
+        jvp(exact(lambda x: f(x.to_sparse()).to_dense()), (X,), (E,))
+    with pytest.raises(DerivativeError, match="a matrix"):
+        jvp(exact(lambda x: x.to_sparse().t().to_dense()), (CUBE,), (CUBE,))
+
+
+FACTORS = torch.tensor([[torch.inf, 1.0, torch.inf], [torch.nan, 2.0, torch.inf]])
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda s: (s / 0).to_dense(),
+        lambda s: (s * torch.inf).to_dense(),
+        lambda s: (s * FACTORS.double()).to_dense(),
+        lambda s: (s / torch.tensor(0.0)).to_dense(),
+        lambda s: torch.sparse.mm(s, FACTORS.double().mT),
+    ],
+    ids=["by zero", "infinity", "array", "zero", "product"],
+)
+def test_what_another_lane_stores_meets_no_infinity(f):
+    lanes = torch.stack([X, X.roll(1, 1) * 2, 0 * X])
+    h = exact(lambda x: f(x.to_sparse()))
+    for g in (h, lambda x: jvp(h, (x,), (x,))[1], jacrev(h)):
+        expected = torch.stack([g(x) for x in lanes])
+        torch.testing.assert_close(vmap(g)(lanes), expected, equal_nan=True)
+
+
+def test_a_constant_takes_no_dense_memory():
+    n = 200_000
+    A = torch.sparse_coo_tensor(
+        [[0, 1, 1], [5, n - 1, 5]],
+        [1.0, 2.0, 3.0],
+        (n, n),
+        dtype=torch.float64,
+        check_invariants=False,
+    )
+    y = torch.arange(n, dtype=torch.float64)[:, None]
+    f = exact(lambda y: torch.sparse.mm(A, y.square()))
+    slope = jvp(f, (y,), (torch.ones_like(y),))[1]
+    assert slope[:3, 0].tolist() == [10.0, 4.0 * (n - 1) + 30.0, 0.0]
+    g = exact(lambda y: torch.sparse.addmm(y, A, y, beta=0.5, alpha=2.0))
+    slope = jvp(g, (y,), (torch.ones_like(y),))[1]
+    assert slope[:3, 0].tolist() == [2.5, 10.5, 0.5]
+
+
+def test_constants_stay_torchs_own_in_forward_mode():
+    def f(x):
+        A = OTHER.to_sparse()
+        assert isinstance(A, torch.Tensor)
+        return A.norm() * torch.stack([A, A]).to_dense().sum() * x.sum()
+
+    slope = jvp(exact(f), (X,), (E,))[1]
+    torch.testing.assert_close(slope, OTHER.norm() * 2 * OTHER.sum() * E.sum())
