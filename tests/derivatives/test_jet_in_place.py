@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import hessian
 
 import pureopt as po
+from pureopt._errors import DerivativeError
 from pureopt.derivatives import exact, laplacian
 from tests.derivatives.row import randn
 
@@ -88,3 +89,75 @@ def test_what_is_written_to_is_seen_under_each_of_its_names(f):
 def test_writing_to_what_others_share_is_refused(f, got):
     with pytest.raises(po.DerivativeError, match=got):
         laplacian(f)(randn(3))
+
+
+def write_to_a_factor(x):
+    s = torch.ones(3, dtype=x.dtype)
+    y = x * s
+    s += 1
+    return (y * s).sin().sum()
+
+
+def write_to_a_mask(x):
+    m = torch.tensor([True, False, True])
+    y = torch.where(m, x, 2 * x)
+    m.logical_not_()
+    return y.exp().sum()
+
+
+def write_to_an_index(x):
+    i = torch.tensor([0, 1])
+    y = x[None, i]
+    i += 1
+    return (y**3).sum()
+
+
+def write_to_a_matrix(x):
+    w = torch.eye(3, dtype=x.dtype)
+    y = w @ x
+    w.mul_(3)
+    return (y**3).sum()
+
+
+def write_to_a_weight(x):
+    w = torch.eye(3, dtype=x.dtype)
+    y = nn.functional.linear(x, w)
+    w.mul_(3)
+    return y.tanh().sum()
+
+
+def write_to_a_list(x):
+    w = [torch.eye(3, dtype=x.dtype), torch.ones(3, dtype=x.dtype)]
+    y = torch.einsum("ij,j,j->i", w[0], x, w[1])
+    w[1].zero_()
+    return y.tanh().sum()
+
+
+WRITES = [
+    write_to_a_factor,
+    write_to_a_mask,
+    write_to_an_index,
+    write_to_a_matrix,
+    write_to_a_weight,
+    write_to_a_list,
+]
+
+
+@pytest.mark.parametrize("f", WRITES, ids=lambda f: f.__name__)
+def test_a_constant_may_not_change_before_it_is_read(f):
+    x = randn(4, 3)
+    with pytest.raises(DerivativeError, match="not write in place to what it has used"):
+        laplacian(f)(x[0])
+    with pytest.raises(DerivativeError, match="not write in place to what it has used"):
+        torch.func.vmap(laplacian(f))(x)
+
+
+def test_a_constant_that_is_not_read_any_more_may_change():
+    def f(x):
+        s = 2 * torch.ones(3, dtype=x.dtype)
+        y = (x * s).sin()  # here all is computed
+        s.zero_()
+        return y.sum() + (x * s).sum()
+
+    x = randn(3)
+    torch.testing.assert_close(laplacian(f)(x), -4 * (2 * x).sin().sum())

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from pureopt.derivatives._exactness._numeric import transforms
+from pureopt.derivatives._jets._constants import unwritten
 from pureopt.derivatives._jets._directions import has_lanes, later, sum_of_products
 from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._later import Coefficient, Later, found
@@ -83,6 +84,8 @@ def linear(
                 jets[0], value, [c if c is None else f(c) for c in coefficients]
             )
         now = [x.frozen() for x in jets]
+        if jets[0].summed is not None and not torch.compiler.is_compiling():
+            f = unwritten(f)
         terms = [
             later(
                 value,
