@@ -148,3 +148,9 @@ def test_constants_stay_torchs_own_in_forward_mode():
 
     slope = jvp(exact(f), (X,), (E,))[1]
     torch.testing.assert_close(slope, OTHER.norm() * 2 * OTHER.sum() * E.sum())
+
+
+def test_a_constant_of_rows_is_left_to_torch():
+    rows = OTHER.to_sparse(1)
+    with pytest.raises(NotImplementedError):
+        jvp(exact(lambda y: torch.sparse.mm(rows, y)), (D,), (D,))

@@ -133,7 +133,23 @@ def write_to_a_list(x):
     return y.tanh().sum()
 
 
+def write_to_an_index_list(x):
+    i = [0, 1]
+    y = x[i]
+    i[0] = 2
+    return (y**3).sum()
+
+
+def write_to_dims(x):
+    dims = [1, 0]
+    y = (x[:, None] * torch.ones(2, dtype=x.dtype)).permute(dims)
+    dims.reverse()
+    return (y**3).sum()
+
+
 WRITES = [
+    write_to_an_index_list,
+    write_to_dims,
     write_to_a_factor,
     write_to_a_mask,
     write_to_an_index,
@@ -161,3 +177,15 @@ def test_a_constant_that_is_not_read_any_more_may_change():
 
     x = randn(3)
     torch.testing.assert_close(laplacian(f)(x), -4 * (2 * x).sin().sum())
+
+
+def test_a_factor_of_a_sum_is_read_at_once():
+    def f(x):
+        alpha = torch.tensor(2.0, dtype=x.dtype)
+        y = torch.add(x, x.square(), alpha=alpha)
+        alpha.zero_()
+        return y.exp().sum()
+
+    x = randn(3)
+    expected = hessian(lambda x: (x + 2 * x.square()).exp().sum())(x).trace()
+    torch.testing.assert_close(laplacian(f)(x), expected, rtol=1e-12, atol=0)

@@ -254,8 +254,10 @@ def _is_moved_by_a_constant(*factors: Any) -> bool:
     layouts = {a.layout, b.layout}
     if layouts != {torch.sparse_coo, torch.strided} or a.dtype != b.dtype:
         return False
-    moves = is_forward(a if a.layout == torch.strided else b)
-    return moves and a.dim() == b.dim() == _MATRIX and a.shape[1] == b.shape[0]
+    sparse, dense = (b, a) if a.layout == torch.strided else (a, b)
+    if not is_forward(dense) or sparse.sparse_dim() != _MATRIX:
+        return False
+    return a.dim() == b.dim() == _MATRIX and a.shape[1] == b.shape[0]
 
 
 SPARSE_PRODUCTS: Table = {

@@ -44,7 +44,7 @@ def belongs(a: Any, b: Any) -> Jet:
 
 
 @rule("add", "__add__", "__radd__")
-def add(input: Any, other: Any, *, alpha: float = 1) -> Jet:  # noqa: A002
+def add(input: Any, other: Any, *, alpha: Any = 1) -> Jet:  # noqa: A002
     x = belongs(input, other)
     if x is input and not isinstance(other, Jet):
         y = like(x, x.value + (other if alpha == 1 else alpha * other), x.terms)
@@ -52,6 +52,8 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Jet:  # noqa: A002
         if number or (y.shape, y.dtype) == (x.shape, x.dtype):
             return y
     a, b = (jet.frozen() for jet in aligned(lift(x, input), lift(x, other)))
+    if isinstance(alpha, Tensor):  # as it is now, whatever is written to it later
+        alpha = alpha.clone()
 
     def term(k: int, part: slice | None) -> Coefficient:
         return plus(a.coefficient(k, part), scaled(b.coefficient(k, part), alpha))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from types import CellType, FunctionType
+from types import CellType, FunctionType, NoneType
 from typing import Any
 
 from torch import Tensor
@@ -15,20 +15,22 @@ from pureopt.derivatives._jets._jet import Jet
 
 # Functions of functions of arguments: what rules are made of goes no deeper.
 _DEPTH = 6
+_NUMBERS = {int, float, bool, complex, str, NoneType}
 
 
 def unwritten(f: Callable[..., Any]) -> Callable[..., Any]:
-    """``f``, which raises if a tensor that it holds has been written to in the meantime.
+    """``f``, which raises if what it holds has been written to in the meantime.
 
-    Reverse mode of torch, which reads what it has saved as late, raises as well.
+    Reverse mode of torch, which reads what it has saved as late, raises as well. Neither
+    sees what is written past torch's count, as by ``x.data`` or by numpy.
     """
-    tensors = [x for x in _held(f, _DEPTH) if not innermost(x).is_inference()]
-    if not tensors:
+    held = [*_held(f, _DEPTH)]
+    if not held:
         return f
-    counts = _writes(tensors)
+    before = [_state(x) for x in held]
 
     def checked(*args: Any) -> Any:
-        if _writes(tensors) != counts:
+        if [_state(x) for x in held] != before:
             raise DerivativeError(
                 "jet(f=...)",
                 "not write in place to what it has used",
@@ -40,18 +42,24 @@ def unwritten(f: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _writes(tensors: list[Tensor]) -> list[int]:
-    """How often each was written to."""
-    return [innermost(x)._version for x in tensors]  # noqa: SLF001
-
-
-def _held(x: Any, depth: int) -> Iterator[Tensor]:
-    """The tensors in a function, its arguments and what these are made of."""
+def _state(x: Tensor | list[Any]) -> Any:
+    """How often a tensor was written to; which objects are in a list."""
     if isinstance(x, Tensor):
+        return innermost(x)._version  # noqa: SLF001
+    return [*map(id, x)]
+
+
+def _held(x: Any, depth: int) -> Iterator[Tensor | list[Any]]:
+    """The tensors and lists in a function, its arguments and what these are made of."""
+    if isinstance(x, Jet):
+        x = x.value
+    if isinstance(x, Tensor):
+        if not innermost(x).is_inference():
+            yield x
+        return
+    if isinstance(x, list):
         yield x
-    elif isinstance(x, Jet):
-        yield x.value
-    elif depth:
+    if depth:
         for part in _parts(x):
             yield from _held(part, depth - 1)
 
@@ -71,7 +79,7 @@ def _parts(x: Any) -> list[Any]:
         case partial():
             return [x.func, *x.args, *x.keywords.values()]
         case list() | tuple():
-            return [*x]
+            return [part for part in x if type(part) not in _NUMBERS]
         case Mapping():
             return [*x.values()]
         case slice():
