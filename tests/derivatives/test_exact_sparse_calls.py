@@ -17,7 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse CS")
 def mixed_up(s):
     """Writes, each in another way."""
     s.mul_(2)
-    s *= 3
+    s *= 6
+    s /= 2
     torch.nn.functional.relu(s, inplace=True)
     return s.neg_()
 
@@ -47,6 +48,8 @@ BY_TORCH = {
     "-=": lambda s: E.clone().__isub__(s),
     "bmm": lambda s: torch.bmm(torch.stack([s, 2 * s]), D.expand(2, 3, 2)),
     "stack": lambda s: torch.stack([s, s * 2]).to_dense(),
+    "stored zeros": lambda s: torch.stack([s * 0, s]).to_dense(),
+    "stored zeros, turned": lambda s: (s * 0).adjoint().to_dense(),
     "both": lambda s: (s @ s.t()).to_dense(masked_grad=False),
     "both, a constant": lambda s: (s @ OTHER.t().to_sparse()).to_dense(),
     "by name": lambda s: torch.mm(s, mat2=D) + torch.mm(input=s, mat2=D),
@@ -154,3 +157,29 @@ def test_a_constant_of_rows_is_left_to_torch():
     rows = OTHER.to_sparse(1)
     with pytest.raises(NotImplementedError):
         jvp(exact(lambda y: torch.sparse.mm(rows, y)), (D,), (D,))
+
+
+def test_a_zero_factor_and_names_as_in_torch():
+    A, nan = OTHER.to_sparse(), torch.full((2, 2), torch.nan, dtype=torch.float64)
+
+    def f(y):
+        return torch.sparse.addmm(nan, mat1=A, mat2=y, beta=0, alpha=2.0)
+
+    def g(y):
+        return torch.sparse.addmm(input=y[:2], mat1=A, mat2=y, beta=0.5)
+
+    assert torch.equal(exact(f)(D), f(D))
+    assert torch.equal(jvp(exact(f), (D,), (D,))[1], 2 * OTHER @ D)
+    torch.testing.assert_close(jvp(exact(g), (D,), (D,))[1], 0.5 * D[:2] + OTHER @ D)
+    y, slope = jvp(exact(lambda x: nan.addmm(x.to_sparse(), D, beta=0)), (X,), (E,))
+    torch.testing.assert_close((y, slope), (X @ D, E @ D))
+
+
+def test_what_changes_nothing_is_the_same_tensor():
+    def f(x):
+        s = x.to_sparse()
+        t = s.double().to(torch.float64)
+        s *= 3
+        return t.to_dense()
+
+    assert torch.equal(grad(lambda x: exact(f)(x).sum())(X), 3 * (X != 0).double())

@@ -189,3 +189,39 @@ def test_a_factor_of_a_sum_is_read_at_once():
     x = randn(3)
     expected = hessian(lambda x: (x + 2 * x.square()).exp().sum())(x).trace()
     torch.testing.assert_close(laplacian(f)(x), expected, rtol=1e-12, atol=0)
+
+
+def test_a_value_may_be_written_to_outside_of_the_series():
+    def f(x):
+        y = x.exp()
+        c = y * 2
+        y.detach().mul_(3)
+        return (c * x).sum()
+
+    x = randn(3)
+    expected = (2 * x.exp() * (x + 2)).sum()
+    torch.testing.assert_close(laplacian(f)(x), expected, rtol=1e-12, atol=0)
+
+
+def test_what_gives_its_shape_or_dtype_alone_may_change():
+    def f(x):
+        other = torch.ones(3, 1, dtype=x.dtype)
+        y = x.view_as(other).type_as(other).to(other) + x.reshape_as(other)
+        other.zero_()
+        return y.exp().sum()
+
+    x = randn(3)
+    expected = 4 * (2 * x).exp().sum()
+    torch.testing.assert_close(laplacian(f)(x), expected, rtol=1e-12, atol=0)
+
+
+def test_an_item_of_a_list_is_compared_not_its_address():
+    def f(x):
+        i = [int("400")]
+        y = (x**3)[i]
+        i[0] += 1
+        i[0] += 1
+        return (y * x[400:401]).sum()
+
+    with pytest.raises(DerivativeError, match="not write in place to what it has used"):
+        laplacian(f)(randn(403))

@@ -173,7 +173,8 @@ def sum_along(
 ) -> Any:
     """The sum over directions (rows) of the derivatives of this order, in chunks."""
     total = None
-    factor = float(math.factorial(order))
+    # A whole number: by others forward mode makes float64 of lanes of float32.
+    factor = math.factorial(order)
     for rows in directions.split(chunk_size) if chunk_size else [directions]:
         out = along(where, f, x, rows, order)
         part = tree_map(lambda y: coefficient_at(y, order, factor), out)

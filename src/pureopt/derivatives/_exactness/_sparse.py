@@ -38,7 +38,7 @@ Rule: TypeAlias = Callable[..., Any]
 _WRITTEN = {
     f"__i{name}__": f"__{name}__"
     for name in ("add", "sub", "mul", "truediv", "pow", "mod", "floordiv")
-}
+} | {"__idiv__": "__truediv__"}
 
 RULES: dict[Callable[..., Any], Rule] = {}
 """What to do in the place of each torch function when an argument is a stand-in."""
@@ -320,7 +320,13 @@ def as_torchs(x: Any) -> Any:
     dense = x.whole()
     with torch._C.DisableTorchFunction():  # noqa: SLF001
         if x.layout == torch.sparse_coo:
-            return dense.to_sparse(x.places.shape[0])
+            s = dense.to_sparse(x.places.shape[0])
+            # Zeros may be stored, too.
+            zeros = torch.zeros_like(x.stored.detach())
+            pattern = torch.sparse_coo_tensor(
+                x.places, zeros, x.shape, check_invariants=False, is_coalesced=True
+            )
+            return (s + pattern).coalesce()
         return dense.to_sparse(layout=x.layout)
 
 

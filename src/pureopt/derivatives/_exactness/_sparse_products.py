@@ -36,6 +36,7 @@ from pureopt.derivatives._exactness._sparse_rules import (
 )
 
 _MATRIX = 2
+_NAMES = ("input", "mat1", "mat2")
 
 
 def _matrix(x: Any) -> SparseStandIn:
@@ -130,9 +131,14 @@ def _addmm(whole: bool) -> Callable[..., Any]:
         product = _product(mat1, mat2, whole)
         if isinstance(product, SparseStandIn):
             product = product.whole()
-        return beta * input + alpha * product
+        return _scaled_sum(input, product, beta, alpha)
 
     return rule
+
+
+def _scaled_sum(input: Tensor, product: Tensor, beta: float, alpha: float) -> Tensor:  # noqa: A002
+    """Not a product with zero: the input may be NaN."""
+    return alpha * product if beta == 0 else beta * input + alpha * product
 
 
 def _dims(x: SparseStandIn, dim: int | Sequence[int] | None) -> list[int]:
@@ -227,7 +233,10 @@ def _of_constants(func: Any, at: int) -> Callable[..., Any]:
         at: The place.
     """
 
-    def composition(*args: Any, beta: float = 1, alpha: float = 1) -> Any:
+    def composition(*args: Any, beta: float = 1, alpha: float = 1, **named: Any) -> Any:
+        args = (*args, *(named.pop(k) for k in _NAMES[len(args) :] if k in named))
+        if named:
+            return func(*args, beta=beta, alpha=alpha, **named)
         factors = args[at:]
         if torch.compiler.is_compiling() or not _is_moved_by_a_constant(*factors):
             scales = {"beta": beta, "alpha": alpha} if at else {}
@@ -240,7 +249,7 @@ def _of_constants(func: Any, at: int) -> Callable[..., Any]:
         picked = dense.index_select(0, columns)
         y = _added(sparse.values(), picked, rows, sparse.shape[0])
         y = y.t() if swap else y
-        return beta * args[0] + alpha * y if at else y
+        return _scaled_sum(args[0], y, beta, alpha) if at else y
 
     composition.__name__ = func.__name__
     return composition

@@ -73,6 +73,8 @@ def _cast(name: str) -> Rule:
 
     def rule(x: SparseStandIn, *args: Any, **kwargs: Any) -> SparseStandIn:
         stored = method(x.stored, *args, **kwargs)
+        if stored is x.stored:
+            return x
         rest = method(x.rest, *args, **kwargs)
         kept, places = (v.to(stored.device) for v in (x.kept, x.places))
         return SparseStandIn(kept, places, stored, rest, x.layout)

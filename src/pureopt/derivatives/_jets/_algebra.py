@@ -314,6 +314,13 @@ def taylor(x: Jet, value: Tensor, outer: Series) -> Jet:
         outer: The coefficients :math:`c_1, \dots, c_K` there: the derivatives of the
             outer function over the factorials.
     """
+    if x.summed is not None and not torch.compiler.is_compiling():
+        # Read late: by then the value itself may have been written to.
+        known = (value, x.value)
+        outer = [
+            c.clone() if c is not None and any(c is v for v in known) else c
+            for c in outer
+        ]
     u: Sequence[Coefficient | Later] = [None, *x.terms]
     powers = [u]
     for _ in range(2, len(u)):

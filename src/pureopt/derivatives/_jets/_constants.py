@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import CellType, FunctionType, NoneType
@@ -30,7 +31,7 @@ def unwritten(f: Callable[..., Any]) -> Callable[..., Any]:
     before = [_state(x) for x in held]
 
     def checked(*args: Any) -> Any:
-        if [_state(x) for x in held] != before:
+        if not all(map(_is_as, held, before)):
             raise DerivativeError(
                 "jet(f=...)",
                 "not write in place to what it has used",
@@ -43,10 +44,14 @@ def unwritten(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _state(x: Tensor | list[Any]) -> Any:
-    """How often a tensor was written to; which objects are in a list."""
+    """How often a tensor was written to; what is in a list."""
+    return innermost(x)._version if isinstance(x, Tensor) else [*x]  # noqa: SLF001
+
+
+def _is_as(x: Tensor | list[Any], before: Any) -> bool:
     if isinstance(x, Tensor):
-        return innermost(x)._version  # noqa: SLF001
-    return [*map(id, x)]
+        return _state(x) == before
+    return len(x) == len(before) and all(map(operator.is_, x, before))
 
 
 def _held(x: Any, depth: int) -> Iterator[Tensor | list[Any]]:

@@ -76,8 +76,10 @@ def value_of(arg: Any) -> Any:
 
 
 def _shaped(op: Callable[..., Any]) -> Callable[..., Any]:
+    """To the shape of another, which is all that is kept of it."""
+
     def apply(x: Any, other: Any) -> Any:
-        shape = value_of(other)
+        shape = other.shape
         return linear(lambda c: op(c, shape), x) if isinstance(x, Jet) else op(x, shape)
 
     return apply
@@ -88,8 +90,10 @@ linear_in_first(spellings(*COPIES))
 # These methods are Python that calls `super`, which the compiler does not trace.
 RULES[Tensor.unflatten] = RULES[torch.unflatten]
 RULES[Tensor.split] = RULES[torch.split]
-for _op in spellings("view_as", "reshape_as", "expand_as"):
-    RULES[_op] = sharing(_shaped(_op))
+for _name, _op in (
+    ("view_as", Tensor.view), ("reshape_as", torch.reshape), ("expand_as", Tensor.expand),
+):  # fmt: skip
+    RULES.update(dict.fromkeys(spellings(_name), sharing(_shaped(_op))))
 views_of_first(getattr(Tensor, name).__get__ for name in PROPERTIES)
 for _op in spellings(*READS):
     RULES[_op] = _of_values(_op)
@@ -107,7 +111,7 @@ def _converting(op: Callable[..., Any]) -> Callable[..., Any]:
         series = isinstance(x, Jet) and isinstance(value, Tensor)
         if not series or not (value.is_floating_point() or value.is_complex()):
             return value
-        return linear(lambda c: op(c, *args, **kwargs), x)
+        return linear(lambda c: c.to(value.device, value.dtype), x)
 
     return convert
 
