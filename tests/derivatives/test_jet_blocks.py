@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.nn import functional as F
 
 from pureopt.derivatives import bilaplacian, forward_laplacian, laplacian
@@ -335,3 +335,20 @@ def test_parts_cover_all_directions_once_and_divide_each_other(directions, size,
     assert max(lengths) <= max(1, math.ceil(block / size))
     if coarse != [None]:
         assert {p.stop for p in coarse} <= {p.stop for p in parts}
+
+
+def test_a_number_has_a_jacobian():
+    x = torch.tensor(0.7, dtype=torch.float64)
+    value, slope, lap = forward_laplacian(torch.sin)(x)
+    # One evaluation each.
+    torch.testing.assert_close(value, x.sin(), rtol=1e-15, atol=0)
+    torch.testing.assert_close(slope, x.cos(), rtol=1e-15, atol=0)
+    torch.testing.assert_close(lap, -x.sin(), rtol=1e-15, atol=0)
+
+
+def test_forward_mode_of_a_laplacian_keeps_float32():
+    x = randn(POINTS, INPUTS, dtype=torch.float32)
+    cubes = lambda x: (x**3).sum()  # noqa: E731
+    got = vmap(jacfwd(laplacian(cubes)))(x)
+    assert got.dtype == torch.float32
+    assert got.equal(torch.full_like(x, 6.0))
