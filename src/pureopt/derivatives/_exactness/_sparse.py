@@ -64,9 +64,6 @@ class SparseStandIn(StandIn):
 
     __slots__ = ("kept", "layout", "places", "rest", "stored")
 
-    # Above that of arrays and scalars of numpy, which leave `numpy.sqrt(2) * s` to it.
-    __array_priority__ = 1000
-
     def __init__(
         self,
         kept: Tensor,
@@ -163,39 +160,6 @@ class SparseStandIn(StandIn):
         shape, dtype = tuple(self.shape), self.dtype
         nnz = self.places.shape[1]
         return f"SparseStandIn(shape={shape}, dtype={dtype}, nnz={nnz})"
-
-    def __getattr__(self, name: str) -> Any:
-        member = getattr(torch.Tensor, name, None)
-        if member is None or name.startswith("__"):
-            raise AttributeError(f"`SparseStandIn` has no attribute `{name}`")
-        if not callable(member):
-            return SparseStandIn.__torch_function__(member.__get__, (), (self,))
-
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return SparseStandIn.__torch_function__(member, (), (self, *args), kwargs)
-
-        return method
-
-
-def _operator(name: str) -> Callable[..., Any]:
-    """Python looks operators up in the class, so that ``__getattr__`` does not see them."""
-    member = getattr(torch.Tensor, name)
-
-    def apply(self: SparseStandIn, *others: Any) -> Any:
-        return SparseStandIn.__torch_function__(member, (), (self, *others))
-
-    apply.__name__ = name
-    return apply
-
-
-# Also those without a rule: of `s == 0` Python would make a comparison of identities.
-for _name in (
-    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow",
-    "matmul", "rmatmul", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge",
-    "mod", "rmod", "floordiv", "rfloordiv", "getitem", "setitem", "bool", "float", "int",
-    "iter", "array", "iadd", "isub", "imul", "itruediv", "ipow", "imod", "ifloordiv",
-):  # fmt: skip
-    setattr(SparseStandIn, f"__{_name}__", _operator(f"__{_name}__"))
 
 
 def _written_by(name: str) -> str | None:

@@ -188,15 +188,10 @@ class Jet(StandIn):
         """The layout of the value."""
         return self.value.layout
 
-    # Above that of arrays and scalars of numpy, which leave `numpy.sqrt(2) * x` to it.
-    __array_priority__ = 1000
     is_nested = False
     is_cuda = property(lambda self: self.value.is_cuda)
     is_sparse = False
     requires_grad = False
-
-    def __getitem__(self, index: Any) -> Any:
-        return RULES[torch.Tensor.__getitem__](self, index)
 
     def __len__(self) -> int:
         if not self.ndim:  # also what `torch.tensor([x, y])` asks for
@@ -217,38 +212,6 @@ class Jet(StandIn):
     def __repr__(self) -> str:
         shape, dtype = tuple(self.shape), self.dtype
         return f"Jet(shape={shape}, dtype={dtype}, order={self.order})"
-
-    def __getattr__(self, name: str) -> Any:
-        member = getattr(torch.Tensor, name, None)
-        if member is None or name.startswith("__"):
-            raise AttributeError(f"`Jet` has no attribute `{name}`")
-        if not callable(member):
-            return Jet.__torch_function__(member.__get__, (), (self,))
-
-        def method(*args: Any, **kwargs: Any) -> Any:
-            return Jet.__torch_function__(member, (), (self, *args), kwargs)
-
-        return method
-
-
-def _operator(name: str) -> Callable[..., Any]:
-    """Python looks operators up in the class, so that ``__getattr__`` does not see them."""
-    member = getattr(torch.Tensor, name)
-
-    def apply(self: Jet, *others: Any) -> Any:
-        return Jet.__torch_function__(member, (), (self, *others))
-
-    apply.__name__ = name
-    return apply
-
-
-for _name in (
-    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow",
-    "matmul", "rmatmul", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge",
-    "mod", "rmod", "floordiv", "rfloordiv", "setitem", "iadd", "isub", "imul",
-    "itruediv", "ifloordiv", "ipow", "imod", "float", "int", "index", "complex", "array",
-):  # fmt: skip
-    setattr(Jet, f"__{_name}__", _operator(f"__{_name}__"))
 
 
 def missing(func: Callable[..., Any]) -> DerivativeError:
