@@ -28,6 +28,12 @@ def skewed(x):
     return x + 6 * torch.diag(torch.arange(x.shape[-1], dtype=x.dtype))
 
 
+def long(x):
+    """A tall matrix whose singular values are far from one another, and from zero."""
+    square = skewed(x[..., :2, :]) + torch.eye(2, dtype=x.dtype)
+    return torch.cat([square, x[..., 2:, :]], -2)
+
+
 def wave(x):
     """Complex numbers away from zero and from the negative axis."""
     return torch.complex(x.cosh(), x.sin() + 0.5 * x)
@@ -47,6 +53,21 @@ def real_part_of_cholesky(x):
     below, zero = re[1, 0] / first, torch.zeros_like(first)
     last = (re[1, 1] - below**2 - (im[1, 0] / first) ** 2).sqrt()
     return torch.stack([first, zero, below, last]).reshape(2, 2)
+
+
+def sizes_of_left_vectors(x):
+    """Of ``wave(x)``, by the eigenvectors of its product with its adjoint."""
+    A = wave(x)
+    adjoint = torch.complex(A.real.mT, -A.imag.mT)
+    values, V = torch.linalg.eigh(adjoint @ A)
+    return (A @ V).abs().flip(-1) / values.sqrt().flip(-1)
+
+
+def condition_by_sums(x):
+    """The gradient of ``torch.linalg.cond`` fails: a kernel writes to what is saved."""
+    A = regular(x)
+    norms = [B.abs().sum(-2).amax(-1) for B in (A, torch.linalg.inv(A))]
+    return norms[0] * norms[1]
 
 
 LINEAR_ALGEBRA = [
@@ -99,6 +120,64 @@ LINEAR_ALGEBRA = [
     row("eigvalsh", lambda x: torch.linalg.eigvalsh(apart(x), UPLO="U"), (2, 2, 2)),
     row("eig", lambda x: torch.linalg.eig(skewed(x))[1].real, (3, 3)),
     row("eigvals", lambda x: torch.linalg.eigvals(skewed(x)).real, (3, 3)),
+    row("qr", lambda x: torch.cat([*torch.linalg.qr(x)], -2), (4, 3), compiled=True),
+    row("qr-wide", lambda x: torch.cat(torch.linalg.qr(x), -1), (2, 2, 3)),
+    row(
+        "qr-of-r-alone",
+        lambda x: torch.linalg.qr(x, mode="r")[1],
+        (3, 3),
+        twin=lambda x: torch.linalg.qr(x)[1],
+    ),
+    row("qr-complete", lambda x: torch.linalg.qr(x, "complete")[0], (2, 3)),
+    row("pinv", torch.linalg.pinv, (4, 2)),
+    row("pinv-wide", torch.pinverse, (2, 2, 3)),
+    row("lstsq", lambda x: torch.linalg.lstsq(x, x.sin())[0], (4, 2)),
+    row(
+        "lstsq-one",
+        lambda x: torch.linalg.lstsq(given(4, 2, like=x), x).solution,
+        (4, 1),
+    ),
+    row("svd", lambda x: torch.linalg.svd(skewed(x))[0], (3, 3), compiled=True),
+    row("svd-right", lambda x: torch.linalg.svd(skewed(x))[2], (2, 2, 2)),
+    row(
+        "svd-tall",
+        lambda x: torch.cat(torch.linalg.svd(long(x), full_matrices=False)[::2], -2),
+        (4, 2),
+    ),
+    row(
+        "svd-wide",
+        lambda x: torch.cat(torch.svd(long(x).mT)[::2], -2),
+        (4, 2),
+    ),
+    row("svdvals", lambda x: torch.linalg.svdvals(long(x)), (3, 2)),
+    row("spectral-norm", lambda x: torch.linalg.matrix_norm(long(x), 2), (2, 3, 2)),
+    row(
+        "smallest-singular-value",
+        lambda x: torch.linalg.norm(long(x), -2, dim=(1, 0), keepdim=True),
+        (3, 2),
+    ),
+    row("nuclear-norm", lambda x: torch.linalg.matrix_norm(x, "nuc"), (3, 2)),
+    row(
+        "nuclear-norm-keepdim",
+        lambda x: torch.linalg.matrix_norm(x, "nuc", dim=(0, 2), keepdim=True),
+        (2, 2, 3),
+    ),
+    row("cond", lambda x: torch.linalg.cond(long(x)), (3, 2)),
+    row("cond-inverse", lambda x: torch.linalg.cond(long(x), -2), (3, 2)),
+    row(
+        "cond-of-sums",
+        lambda x: torch.linalg.cond(regular(x), 1),
+        (3, 3),
+        twin=condition_by_sums,
+    ),
+    row("inv-ex", lambda x: torch.linalg.inv_ex(regular(x))[0], (3, 3)),
+    row(
+        "tensorinv",
+        lambda x: torch.linalg.tensorinv(regular(x).reshape(2, 2, 4)),
+        (4, 4),
+    ),
+    row("vander", lambda x: torch.linalg.vander(x, N=4), (2, 3)),
+    row("linalg-matmul", lambda x: torch.linalg.matmul(x.mT, x), (2, 3)),
     row("lu-factor", lambda x: torch.linalg.lu_factor(regular(x))[0], (3, 3)),
     row(
         "lu-solve",
@@ -155,6 +234,20 @@ COMPLEX = [
         (2, 2),
         twin=real_part_of_cholesky,
     ),
+    row(
+        "complex-qr",
+        lambda x: torch.view_as_real(torch.linalg.qr(wave(x))[1]),
+        (3, 2),
+    ),
+    row(
+        "complex-svd",
+        lambda x: torch.linalg.svd(wave(x), full_matrices=False)[0].abs(),
+        (3, 2),
+        twin=sizes_of_left_vectors,
+    ),
+    row("complex-svdvals", lambda x: torch.linalg.svdvals(wave(x)), (2, 3)),
+    row("complex-pinv", lambda x: torch.linalg.pinv(wave(x)).imag, (3, 2)),
+    row("complex-nuclear", lambda x: torch.linalg.norm(wave(x), "nuc"), (3, 2)),
     row(
         "view-as-complex",
         lambda x: torch.view_as_complex(x.exp()).square().imag,

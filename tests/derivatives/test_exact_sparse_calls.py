@@ -175,11 +175,110 @@ def test_a_zero_factor_and_names_as_in_torch():
     torch.testing.assert_close((y, slope), (X @ D, E @ D))
 
 
-def test_what_changes_nothing_is_the_same_tensor():
+NOTHING = {
+    "double": lambda s: s.double(),
+    "to": lambda s: s.to(torch.float64),
+    "type": lambda s: s.type(torch.float64),
+    "positive": torch.positive,
+    "+": lambda s: +s,
+    "to_sparse": lambda s: s.to_sparse(),
+    "to_sparse_coo": lambda s: s.to_sparse_coo(),
+    "to_sparse(2)": lambda s: s.to_sparse(2),
+    "coalesce": lambda s: s.coalesce(),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_changes_nothing_is_the_same_tensor(name):
     def f(x):
         s = x.to_sparse()
-        t = s.double().to(torch.float64)
+        t = NOTHING[name](s)
         s *= 3
         return t.to_dense()
 
-    assert torch.equal(grad(lambda x: exact(f)(x).sum())(X), 3 * (X != 0).double())
+    slope = 3 * (X != 0).double()
+    assert torch.equal(grad(lambda x: exact(f)(x).sum())(X), slope)
+    assert torch.equal(jvp(exact(f), (X,), (E,))[1], slope * E)
+
+
+def test_a_csr_matrix_made_csr_is_the_same():
+    def f(x):
+        s = x.to_sparse_csr()
+        t = s.to_sparse_csr()
+        s *= 3
+        return t.to_dense()
+
+    assert torch.equal(jvp(exact(f), (X,), (E,))[1], 3 * (X != 0).double() * E)
+
+
+def test_a_factor_of_zero_may_move():
+    assert X[0, 1] == 0
+
+    def f(x):
+        return torch.sparse.addmm(x[:, :2], x.to_sparse(), D, beta=x[0, 1])
+
+    def dense(x):
+        return x[0, 1] * x[:, :2] + masked(x) @ D
+
+    torch.testing.assert_close(jvp(exact(f), (X,), (E,)), jvp(dense, (X,), (E,)))
+    lanes = vmap(exact(f))(torch.stack([X, 2 * X]))
+    torch.testing.assert_close(lanes, torch.stack([dense(X), dense(2 * X)]))
+
+
+def test_a_zero_factor_of_nan_leaves_the_value():
+    nan, A = torch.full((2, 2), torch.nan, dtype=torch.float64), OTHER.to_sparse()
+    f = exact(lambda y: torch.sparse.addmm(nan, A, y, beta=0))
+    y, slope = jvp(f, (D,), (D,))
+    torch.testing.assert_close((y, slope), (OTHER @ D, OTHER @ D))
+
+
+@pytest.mark.parametrize("f", [lambda y: y, exact], ids=["torch", "exact"])
+def test_the_names_of_torch_are_known(f):
+    A = OTHER.to_sparse()
+    for g in (
+        lambda y: torch.sparse.mm(A, dense=y),
+        lambda y: torch.sparse.mm(sparse=A, dense=y),
+        lambda y: torch.sparse.mm(A.to_sparse_csr(), y, reduce="sum"),
+        lambda y: torch.sparse.mm(A.to_sparse_csr(), y, "sum"),
+    ):
+        torch.testing.assert_close(f(g)(D), OTHER @ D)
+    mine = [
+        lambda x: torch.sparse.mm(x.to_sparse(), dense=D),
+        lambda x: torch.sparse.mm(sparse=x.to_sparse(), dense=D),
+    ]
+    for g in mine:
+        torch.testing.assert_close(f(g)(X), X @ D)
+        if f is exact:
+            torch.testing.assert_close(jvp(f(g), (X,), (E,))[1], masked(E) @ D)
+
+
+def test_a_constant_in_forward_mode_goes_by_name_too():
+    A = OTHER.to_sparse()
+    f = exact(lambda y: torch.sparse.mm(sparse=A, dense=y))
+    torch.testing.assert_close(jvp(f, (D,), (D.cos(),))[1], OTHER @ D.cos())
+
+
+def test_stored_zeros_have_derivatives():
+    def f(x):
+        s = x.to_sparse()
+        return torch.stack([s * (x[0, 0] - X[0, 0]), s]).to_dense().exp().sum()
+
+    def dense(x):
+        s = masked(x)
+        return torch.stack([s * (x[0, 0] - X[0, 0]), s]).exp().sum()
+
+    torch.testing.assert_close(grad(exact(f))(X), grad(dense)(X))
+    y, _ = torch.func.vjp(exact(lambda x: x.to_sparse() * 0), X)
+    assert y._nnz() == X.count_nonzero()
+
+
+def test_a_write_keeps_shape_and_dtype():
+    def f(x):
+        s = x.to_sparse().float()
+        s *= E
+        return s.to_dense()
+
+    with pytest.raises(DerivativeError, match="keep shape and dtype"):
+        jvp(exact(f), (X,), (E,))
+    with pytest.raises(DerivativeError, match="name a dtype"):
+        jvp(exact(lambda x: x.to_sparse().type("torch.FloatTensor")), (X,), (E,))

@@ -133,23 +133,15 @@ def write_to_a_list(x):
     return y.tanh().sum()
 
 
-def write_to_an_index_list(x):
-    i = [0, 1]
-    y = x[i]
-    i[0] = 2
-    return (y**3).sum()
-
-
-def write_to_dims(x):
-    dims = [1, 0]
-    y = (x[:, None] * torch.ones(2, dtype=x.dtype)).permute(dims)
-    dims.reverse()
+def write_to_a_nested_index(x):
+    i = torch.tensor([0, 1])
+    y = (x[:, None] * torch.ones(3, dtype=x.dtype))[:, [[i[0], 1], [1, i[1]]]]
+    i += 1
     return (y**3).sum()
 
 
 WRITES = [
-    write_to_an_index_list,
-    write_to_dims,
+    write_to_a_nested_index,
     write_to_a_factor,
     write_to_a_mask,
     write_to_an_index,
@@ -215,13 +207,151 @@ def test_what_gives_its_shape_or_dtype_alone_may_change():
     torch.testing.assert_close(laplacian(f)(x), expected, rtol=1e-12, atol=0)
 
 
-def test_an_item_of_a_list_is_compared_not_its_address():
-    def f(x):
-        i = [int("400")]
-        y = (x**3)[i]
-        i[0] += 1
-        i[0] += 1
-        return (y * x[400:401]).sum()
+def test_a_constant_of_the_lanes_may_not_change_before_it_is_read():
+    def f(x, c):
+        c = c.clone()
+        y = x * c
+        c.zero_()
+        return (y**3).sum()
 
+    x = randn(2, 3)
     with pytest.raises(DerivativeError, match="not write in place to what it has used"):
-        laplacian(f)(randn(403))
+        torch.func.vmap(lambda x, c: laplacian(lambda x: f(x, c))(x))(x, x)
+
+
+def change_an_index(x):
+    i = [0, 1]
+    y = x[i]
+    i[0] = 2
+    i.append(1)
+    return (y**3).sum()
+
+
+def change_a_nested_index(x):
+    i = [[[0, 1], [1, 2]]]
+    y = (x[:, None] * x)[:, i]
+    i[0][0][0] = 2
+    return (y**2).sum()
+
+
+def change_dims(x):
+    dims = [1, 0]
+    y = (x[:, None] * torch.arange(2, dtype=x.dtype)).permute(dims)
+    dims.reverse()
+    return (y**3)[1].sum()
+
+
+def change_dims_by_name(x):
+    dims = [0]
+    y = (x[:, None] * x).sum(dim=dims)
+    dims.append(1)
+    return y.exp().sum()
+
+
+def change_a_shape(x):
+    shape = [3, 1]
+    y = x.reshape(shape)
+    shape[0] = 1
+    return (y * x).sum(0).exp().sum()
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        change_an_index,
+        change_a_nested_index,
+        change_dims,
+        change_dims_by_name,
+        change_a_shape,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_a_list_is_read_when_it_is_passed(f):
+    x = randn(3)
+    truth = hessian(f)(x).trace()
+    torch.testing.assert_close(laplacian(f)(x), truth, rtol=1e-12, atol=1e-12)
+    lanes = torch.func.vmap(laplacian(f))(torch.stack([x, 2 * x]))
+    torch.testing.assert_close(lanes[0], truth, rtol=1e-12, atol=1e-12)
+
+
+@torch.library.custom_op("pureopt_tests::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+@torch.library.custom_op("pureopt_tests::half_square", mutates_args=())
+def half_square(x: torch.Tensor) -> torch.Tensor:
+    return x * x / 2
+
+
+@torch.library.custom_op("pureopt_tests::another_exp", mutates_args=())
+def another_exp(x: torch.Tensor) -> torch.Tensor:
+    return x.exp()
+
+
+def test_a_registered_derivative_may_be_a_constant_that_changes():
+    slope = torch.full((3,), 2.0, dtype=torch.float64)
+    po.derivatives.register_jet_derivative(twice, lambda x, y: slope)
+
+    def f(x):
+        y = twice(x)
+        slope.fill_(5.0)
+        z = (y**3).sum()
+        slope.fill_(2.0)
+        return z
+
+    x = randn(3)
+    torch.testing.assert_close(laplacian(f)(x), (48 * x).sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("op", "derivative"),
+    [(half_square, lambda x, y: x), (another_exp, lambda x, y: y.view(3))],
+    ids=["the argument", "a view of the value"],
+)
+def test_a_registered_derivative_may_be_what_is_written_to_later(op, derivative):
+    po.derivatives.register_jet_derivative(op, derivative)
+
+    def f(x):
+        u = x.sin()
+        y = op(u)
+        (u if op is half_square else y).detach().mul_(3)
+        return (y * 1).square().sum()
+
+    def same(x):
+        u = x.sin()
+        # The value of `y` is three times as large, its derivatives are not.
+        if op is half_square:
+            return (u * u / 2).square().sum()
+        return ((u.exp() + 2 * u.exp().detach()) ** 2).sum()
+
+    x = randn(3)
+    truth = hessian(same)(x).trace()
+    torch.testing.assert_close(laplacian(f)(x), truth, rtol=1e-12, atol=1e-12)
+
+
+@torch.inference_mode()
+def test_constants_that_torch_does_not_count_the_writes_of_are_read_at_once():
+    def f(x):
+        c = torch.full((3,), 2.0, dtype=torch.float64)
+        y = x * c
+        c.zero_()
+        return y.sin().sum()
+
+    x = randn(3)
+    truth = -4 * (2 * x).sin()
+    torch.testing.assert_close(laplacian(f)(x), truth.sum(), rtol=1e-12, atol=0)
+    lanes = torch.func.vmap(laplacian(f))(x[:, None].expand(3, 3))
+    torch.testing.assert_close(lanes, 3 * truth, rtol=1e-12, atol=1e-12)
+
+
+def test_a_value_may_be_written_to_outside_of_the_series_of_a_sum_of_products():
+    def f(x):
+        y = x.exp()
+        z = torch.einsum("i,i->i", y, torch.ones(3, dtype=x.dtype))
+        y.detach().mul_(3)
+        return (z**2).sum()
+
+    x = randn(3)
+    truth = (4 * (2 * x).exp()).sum()
+    torch.testing.assert_close(laplacian(f)(x), truth, rtol=1e-12, atol=0)

@@ -41,10 +41,10 @@ FORBIDDEN = {
     "got `int(x)`": lambda x: x * int(x[0, 0]),
     "got an array of `x`": np.sin,
     "Join tensors with `torch.stack": lambda x: torch.tensor([x[0, 0], x[0, 1]]),
-    "got `torch.linalg.svd`": lambda x: torch.linalg.svd(x)[1],
+    "got `torch.linalg.ldl_factor`": lambda x: torch.linalg.ldl_factor(x @ x.mT)[0],
+    "`torch.linalg.svd(A)` of 2 x 3": lambda x: torch.linalg.svd(x)[1],
     "got `torch.Tensor.histc`": lambda x: x.histc(),
     "`size_average` or `reduce`": lambda x: F.mse_loss(x, x, size_average=True),
-    "`torch.linalg.matrix_norm` with `ord=nuc`": lambda x: torch.linalg.norm(x, "nuc"),
     "factor square matrices": torch.linalg.lu_factor,
     "assignment to `x[...]`": lambda x: x.__setitem__(0, 1.0),
     "in place, got an assignment": lambda x: torch.ones(3).__setitem__(0, x[0, 0]),
@@ -59,6 +59,11 @@ def test_what_has_no_rule_is_named_with_a_way_out(words):
     # The fourth part: what to do. That matrices must be square says it.
     assert "square" in words or error.args[3]
     assert "functorch" not in str(error)
+
+
+def test_an_order_that_torch_refuses_is_refused_by_torch():
+    with pytest.raises(RuntimeError, match="Order 3 not supported"):
+        jet(lambda x: torch.linalg.matrix_norm(x, 3), randn(2, 2), (randn(2, 2),))
 
 
 REFUSED = {

@@ -98,10 +98,17 @@ class SparseStandIn(StandIn):
         ):
             return _by_torch(func, args, kwargs or {}, writes=in_place)
         y = rule(*args, **named)
-        return args[0].become(y) if in_place else y
+        return args[0].become(y, func) if in_place else y
 
-    def become(self, new: SparseStandIn) -> SparseStandIn:
-        """What an operation in place does."""
+    def become(self, new: SparseStandIn, func: Callable[..., Any]) -> SparseStandIn:
+        """What ``func`` does, an operation in place."""
+        if (new.shape, new.dtype) != (self.shape, self.dtype):
+            raise refused(
+                "keep shape and dtype of what it writes to",
+                f"`{func.__name__}` of {tuple(new.shape)} and {new.dtype} into "
+                f"{tuple(self.shape)} and {self.dtype}",
+                "Compute a new one: `s = s * t` in place of `s *= t`.",
+            )
         for name in self.__slots__:
             setattr(self, name, getattr(new, name))
         return self

@@ -36,7 +36,8 @@ from pureopt.derivatives._exactness._sparse_rules import (
 )
 
 _MATRIX = 2
-_NAMES = ("input", "mat1", "mat2")
+# In `torch.sparse.mm` and `addmm`.
+_NAMES = {0: ("sparse", "dense"), 1: ("input", "mat1", "mat2")}
 
 
 def _matrix(x: Any) -> SparseStandIn:
@@ -90,11 +91,13 @@ def _both(x: SparseStandIn, y: SparseStandIn, whole: bool) -> SparseStandIn:
     return from_dense(x.masked() @ y.masked(), kept, x.layout)
 
 
-def _sparse_mm(*args: Any) -> SparseStandIn | Tensor:
+def _sparse_mm(
+    sparse: Any, dense: Any, reduce: str | None = None
+) -> SparseStandIn | Tensor:
     """``torch.sparse.mm``."""
-    if len(args) != _MATRIX:
-        raise refused("multiply sparse matrices by sums", f"`{args[-1]}`")
-    return _product(*args, whole=False)
+    if reduce is not None:
+        raise refused("multiply sparse matrices by sums", f"`reduce={reduce!r}`")
+    return _product(sparse, dense, whole=False)
 
 
 def _matmul(
@@ -123,8 +126,8 @@ def _addmm(whole: bool) -> Callable[..., Any]:
         mat1: Any,
         mat2: Any,
         *,
-        beta: float = 1,
-        alpha: float = 1,
+        beta: float | Tensor = 1,
+        alpha: float | Tensor = 1,
     ) -> Any:
         if is_sparse(input):
             raise refused("add products to dense matrices", "a sparse one")
@@ -136,9 +139,16 @@ def _addmm(whole: bool) -> Callable[..., Any]:
     return rule
 
 
-def _scaled_sum(input: Tensor, product: Tensor, beta: float, alpha: float) -> Tensor:  # noqa: A002
-    """Not a product with zero: the input may be NaN."""
-    return alpha * product if beta == 0 else beta * input + alpha * product
+def _scaled_sum(
+    input: Tensor,  # noqa: A002
+    product: Tensor,
+    beta: float | Tensor,
+    alpha: float | Tensor,
+) -> Tensor:
+    """Not a product with the number zero: the input may be NaN."""
+    if not isinstance(beta, Tensor) and beta == 0:
+        return alpha * product
+    return beta * input + alpha * product
 
 
 def _dims(x: SparseStandIn, dim: int | Sequence[int] | None) -> list[int]:
@@ -233,15 +243,16 @@ def _of_constants(func: Any, at: int) -> Callable[..., Any]:
         at: The place.
     """
 
-    def composition(*args: Any, beta: float = 1, alpha: float = 1, **named: Any) -> Any:
-        args = (*args, *(named.pop(k) for k in _NAMES[len(args) :] if k in named))
-        if named:
-            return func(*args, beta=beta, alpha=alpha, **named)
-        factors = args[at:]
-        if torch.compiler.is_compiling() or not _is_moved_by_a_constant(*factors):
-            scales = {"beta": beta, "alpha": alpha} if at else {}
-            return func(*args, **scales)
-        a, b = factors
+    def composition(*args: Any, **named: Any) -> Any:
+        given = (*args, *(named[k] for k in _NAMES[at][len(args) :] if k in named))
+        scales = {k: v for k, v in named.items() if k in {"beta", "alpha"}}
+        if (
+            torch.compiler.is_compiling()
+            or len(given) + len(scales) != len(args) + len(named)
+            or not _is_moved_by_a_constant(*given[at:])
+        ):
+            return func(*args, **named)
+        a, b = given[at:]
         swap = a.layout == torch.strided
         sparse, dense = (b.t(), a.t()) if swap else (a, b)
         sparse = sparse.coalesce()
@@ -249,7 +260,10 @@ def _of_constants(func: Any, at: int) -> Callable[..., Any]:
         picked = dense.index_select(0, columns)
         y = _added(sparse.values(), picked, rows, sparse.shape[0])
         y = y.t() if swap else y
-        return _scaled_sum(args[0], y, beta, alpha) if at else y
+        if not at:
+            return y
+        beta, alpha = scales.get("beta", 1), scales.get("alpha", 1)
+        return _scaled_sum(given[0], y, beta, alpha)
 
     composition.__name__ = func.__name__
     return composition

@@ -33,7 +33,7 @@ Number = int | float | complex
 
 # What torch applies to the numbers that are stored, as it maps zero to zero.
 ELEMENTWISE = (
-    "abs", "absolute", "neg", "negative", "positive", "sgn", "sign", "square", "sqrt",
+    "abs", "absolute", "neg", "negative", "sgn", "sign", "square", "sqrt",
     "floor", "ceil", "trunc", "round", "frac", "relu", "sin", "arcsin", "asin", "sinh",
     "asinh", "arcsinh", "tan", "arctan", "atan", "tanh", "atanh", "arctanh", "expm1",
     "log1p", "erf", "erfinv", "deg2rad", "rad2deg", "conj_physical", "nan_to_num",
@@ -80,6 +80,12 @@ def _cast(name: str) -> Rule:
         return SparseStandIn(kept, places, stored, rest, x.layout)
 
     return rule
+
+
+def _type(x: SparseStandIn, dtype: Any = None, **kwargs: Any) -> SparseStandIn:
+    if not isinstance(dtype, torch.dtype):
+        raise refused("name a dtype for sparse tensors", f"`type({dtype!r})`")
+    return _cast("to")(x, dtype, **kwargs)
 
 
 def _to_dense(
@@ -137,6 +143,8 @@ def _to_layout(x: SparseStandIn, *args: Any, **kwargs: Any) -> SparseStandIn:
         raise refused("make one sparse tensor of another as it is", f"{args} {kwargs}")
     if layout not in LAYOUTS or (layout != torch.sparse_coo and x.places.shape[0] != 2):  # noqa: PLR2004
         raise refused("use coordinates, CSR or CSC", str(layout))
+    if layout == x.layout:
+        return x
     return SparseStandIn(x.kept, x.places, x.stored, x.rest, layout)
 
 
@@ -307,7 +315,8 @@ def _register_all() -> None:
     register(_root, "sqrt")
     register(_power, "pow", "__pow__")
     register(_detach, "detach")
-    register(_stays, "coalesce", "contiguous", "__pos__")
+    register(_stays, "coalesce", "contiguous", "positive", "__pos__")
+    register(_type, "type")
     register(_to_dense, "to_dense")
     register(_values, "values", "_values")
     register(_indices, "indices", "_indices")

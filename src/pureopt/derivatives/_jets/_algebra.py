@@ -85,7 +85,11 @@ def linear(
             )
         now = [x.frozen() for x in jets]
         if jets[0].summed is not None and not torch.compiler.is_compiling():
-            f = unwritten(f)
+            guarded = unwritten(f)
+            if guarded is None:
+                now_all = [_linear_at(f, now, k, of_rows) for k in orders]
+                return like(jets[0], value, now_all)
+            f = guarded
         terms = [
             later(
                 value,

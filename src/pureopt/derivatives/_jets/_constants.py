@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import CellType, FunctionType, NoneType
@@ -10,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pureopt._errors import DerivativeError
+from pureopt._errors import DerivativeError, told
 from pureopt.derivatives._exactness._numeric import innermost
 from pureopt.derivatives._jets._jet import Jet
 
@@ -19,52 +18,48 @@ _DEPTH = 6
 _NUMBERS = {int, float, bool, complex, str, NoneType}
 
 
-def unwritten(f: Callable[..., Any]) -> Callable[..., Any]:
-    """``f``, which raises if what it holds has been written to in the meantime.
+def unwritten(f: Callable[..., Any]) -> Callable[..., Any] | None:
+    """``f``, which raises if a tensor that it holds has been written to in the meantime.
 
     Reverse mode of torch, which reads what it has saved as late, raises as well. Neither
-    sees what is written past torch's count, as by ``x.data`` or by numpy.
+    sees what is written past torch's count, as by ``x.data`` or by numpy. Lists are a
+    function's own (:class:`Jet` copies them).
+
+    Returns:
+        ``None`` where torch does not count: of tensors made in ``torch.inference_mode``.
     """
     held = [*_held(f, _DEPTH)]
     if not held:
         return f
-    before = [_state(x) for x in held]
+    if any(innermost(x).is_inference() for x in held):
+        return None
+    before = [*map(_writes, held)]
 
     def checked(*args: Any) -> Any:
-        if not all(map(_is_as, held, before)):
-            raise DerivativeError(
-                "jet(f=...)",
-                "not write in place to what it has used",
-                "a constant, mask, index or weight that has changed since",
-                "Compute a new tensor: `t = t + dt` in place of `t += dt`.",
-            )
+        for x, count in zip(held, before, strict=True):
+            if _writes(x) != count:
+                raise DerivativeError(
+                    "jet(f=...)",
+                    "not write in place to what it has used",
+                    f"{told(x)} that has changed since: a constant, mask, index or weight",
+                    "Compute a new tensor: `t = t + dt` in place of `t += dt`.",
+                )
         return f(*args)
 
     return checked
 
 
-def _state(x: Tensor | list[Any]) -> Any:
-    """How often a tensor was written to; what is in a list."""
-    return innermost(x)._version if isinstance(x, Tensor) else [*x]  # noqa: SLF001
+def _writes(x: Tensor) -> int:
+    return innermost(x)._version  # noqa: SLF001
 
 
-def _is_as(x: Tensor | list[Any], before: Any) -> bool:
-    if isinstance(x, Tensor):
-        return _state(x) == before
-    return len(x) == len(before) and all(map(operator.is_, x, before))
-
-
-def _held(x: Any, depth: int) -> Iterator[Tensor | list[Any]]:
-    """The tensors and lists in a function, its arguments and what these are made of."""
+def _held(x: Any, depth: int) -> Iterator[Tensor]:
+    """The tensors in a function, its arguments and what these are made of."""
     if isinstance(x, Jet):
         x = x.value
     if isinstance(x, Tensor):
-        if not innermost(x).is_inference():
-            yield x
-        return
-    if isinstance(x, list):
         yield x
-    if depth:
+    elif depth:
         for part in _parts(x):
             yield from _held(part, depth - 1)
 

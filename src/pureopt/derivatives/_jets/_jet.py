@@ -42,6 +42,13 @@ def _named_as_in_rules(
     return args, named
 
 
+def _own(x: Any) -> Any:
+    """A list, or those in a tuple, which the program may change before they are read."""
+    if type(x) is list or (type(x) is tuple and any(type(part) is list for part in x)):
+        return type(x)(map(_own, x))
+    return x
+
+
 def _by_identity(func: Callable[..., Any]) -> Rule | None:
     for known, rule in WRITTEN_IN_PYTHON:
         if func is known:
@@ -139,8 +146,10 @@ class Jet(StandIn):
         rule = _by_identity(func) or RULES.get(func)
         if rule is None:
             raise missing(func)
+        args = tuple(map(_own, args))
         if not kwargs:
             return rule(*args)
+        kwargs = {name: _own(value) for name, value in kwargs.items()}
         if kwargs.get("out") is not None:
             raise DerivativeError(
                 "jet(f=...)",
@@ -148,12 +157,8 @@ class Jet(StandIn):
                 f"`{name_of(func)}` with `out=`",
                 "Use the result of the call.",
             )
-        if "inplace" in kwargs:
-            kwargs = dict(kwargs)
-            if kwargs.pop("inplace"):
-                return args[0].write(
-                    rule(*args, **kwargs), f"`{name_of(func)}(inplace)`"
-                )
+        if kwargs.pop("inplace", False):
+            return args[0].write(rule(*args, **kwargs), f"`{name_of(func)}(inplace)`")
         if isinstance(func, _OF_TORCH):
             args, kwargs = _named_as_in_rules(args, kwargs)
         return rule(*args, **kwargs)

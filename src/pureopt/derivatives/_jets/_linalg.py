@@ -10,6 +10,7 @@ Every order costs products with matrices and one solution with the factors of th
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ class LuFactorEx(NamedTuple):
     info: Tensor
 
 
-def _convolved(a: Jet, b: Jet, k: int, start: int, stop: int) -> Coefficient:
+def convolved(a: Jet, b: Jet, k: int, start: int, stop: int) -> Coefficient:
     r""":math:`\sum_j a_j b_{k-j}` of matrices, over ``start <= j <= stop``."""
     total: Coefficient = None
     for j in range(start, stop + 1):
@@ -69,7 +70,7 @@ def _solved(a: Jet, b: Jet, back: Callable[[Tensor], Tensor]) -> Jet:
     r"""``a @ x == b``: :math:`x_k = a_0^{-1} (b_k - \sum_{j=1}^k a_j x_{k-j})`."""
     x = like(a, back(b.value), [])
     for k in range(1, a.order + 1):
-        rest = _convolved(a, x, k, 1, k)
+        rest = convolved(a, x, k, 1, k)
         top = plus(series(b)[k], scaled(rest, -1))
         x = like(a, x.value, [*x.coefficients, None if top is None else back(top)])
     return x
@@ -101,6 +102,26 @@ def solve(A: Any, B: Any, *, left: bool = True) -> Any:
 def inv(A: Jet) -> Jet:
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     return solve(A, eye.expand(A.shape))
+
+
+class Inverse(NamedTuple):
+    """As ``torch.linalg.inv_ex`` returns it."""
+
+    inverse: Any
+    info: Tensor
+
+
+@rule("linalg.inv_ex")
+def inv_ex(A: Jet, *, check_errors: bool = False) -> Inverse:
+    info = torch.linalg.inv_ex(A.value, check_errors=check_errors).info
+    return Inverse(inv(A), info)
+
+
+@rule("linalg.tensorinv")
+def tensorinv(A: Jet, ind: int = 2) -> Any:
+    value = torch.linalg.tensorinv(A.value, ind)  # torch refuses what is not square
+    rows = math.prod(A.shape[:ind])
+    return inv(A.reshape(rows, -1)).reshape(value.shape)
 
 
 @rule("linalg.solve_triangular")
@@ -143,7 +164,7 @@ def cholesky_ex(
     value, info = torch.linalg.cholesky_ex(A.value, check_errors=check_errors)
     a, factor = linear(lambda c: (c + c.mH) / 2, A), like(A, value, [])
     for k in range(1, A.order + 1):
-        rest = _convolved(factor, factor.mH, k, 1, k - 1)
+        rest = convolved(factor, factor.mH, k, 1, k - 1)
         top = plus(series(a)[k], scaled(rest, -1))
         new = None if top is None else torch.matmul(value, _lower_half(value, top))
         factor = like(A, value, [*factor.coefficients, new])
@@ -181,7 +202,7 @@ def lu_factor_ex(
     a = linear(lambda c: P.mT @ c, A)
     low, up = like(A, L0, []), like(A, U0, [])
     for k in range(1, A.order + 1):
-        top = plus(series(a)[k], scaled(_convolved(low, up, k, 1, k - 1), -1))
+        top = plus(series(a)[k], scaled(convolved(low, up, k, 1, k - 1), -1))
         below = above = None
         if top is not None:
             right = torch.linalg.solve_triangular(U0, top, upper=True, left=False)
@@ -218,6 +239,14 @@ def matrix_power(A: Jet, n: int) -> Jet:
 def multi_dot(tensors: Any, *more: Any) -> Any:
     factors = (tensors, *more) if more else tensors
     return functools.reduce(torch.matmul, factors)
+
+
+@rule("linalg.vander")
+def vander(x: Jet, *, N: int | None = None) -> Any:
+    powers: list[Any] = [torch.ones_like(x)]
+    for _ in range(1, x.shape[-1] if N is None else N):
+        powers.append(powers[-1] * x)
+    return torch.stack(powers, -1)
 
 
 @rule("matrix_exp")

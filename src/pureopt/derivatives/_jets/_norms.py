@@ -15,6 +15,7 @@ from pureopt._errors import DerivativeError
 from pureopt.derivatives._exactness import _products, _vector_norms
 from pureopt.derivatives._jets._jet import Jet, missing
 from pureopt.derivatives._jets._register import rule
+from pureopt.derivatives._jets._singular import nuclear_norm, svdvals
 
 Dims = int | Sequence[int] | None
 
@@ -56,17 +57,41 @@ def matrix_norm(
     *,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """The Frobenius norm, and the largest or smallest sum over rows or columns."""
+    """Of all elements, of singular values, or of the sums over rows or columns."""
     if ord == "fro":
         return vector_norm(A, 2, dim, keepdim, dtype=dtype)
-    x = torch.abs(A if dtype is None else A.to(dtype))
-    if ord not in {1, -1, torch.inf, -torch.inf}:
-        raise _without(torch.linalg.matrix_norm, f"ord={ord}")
+    x = A if dtype is None else A.to(dtype)
     rows, columns = (d % x.ndim for d in dim)
+    if ord in {2, -2, "nuc"}:
+        y = _of_singular_values(x.movedim((rows, columns), (-2, -1)), ord)
+        if not keepdim:
+            return y
+        first, second = sorted((rows, columns))
+        return y.unsqueeze(first).unsqueeze(second)
+    x = torch.abs(x)
+    if ord not in {1, -1, torch.inf, -torch.inf}:
+        torch.linalg.matrix_norm(x.value, ord)  # an order that torch refuses
+        raise _without(torch.linalg.matrix_norm, f"ord={ord}")
     along, over = (rows, columns) if abs(float(ord)) == 1 else (columns, rows)
     choose = torch.amax if float(ord) > 0 else torch.amin
     y = choose(x.sum(along, keepdim=True), over, True)
     return y if keepdim else y.squeeze(dim)
+
+
+def _of_singular_values(A: Jet, ord: float | str) -> Any:  # noqa: A002
+    if ord == "nuc":
+        return nuclear_norm(A)
+    values = svdvals(A)
+    return values[..., 0] if ord == 2 else values[..., -1]  # noqa: PLR2004
+
+
+@rule("linalg.cond")
+def cond(A: Jet, p: float | str | None = None) -> Any:
+    if p in {None, 2, -2}:
+        values = svdvals(A)
+        largest, smallest = values[..., 0], values[..., -1]
+        return smallest / largest if p == -2 else largest / smallest  # noqa: PLR2004
+    return matrix_norm(A, p) * matrix_norm(torch.linalg.inv(A), p)
 
 
 @rule("scatter_reduce")

@@ -86,7 +86,7 @@ def _matmul_method(input: Any, other: Any) -> Any:  # noqa: A002
     return matmul(input, other)
 
 
-RULES[torch.matmul] = matmul
+RULES[torch.matmul] = RULES[torch.linalg.matmul] = matmul
 RULES[Tensor.matmul] = RULES[Tensor.__matmul__] = _matmul_method
 
 
@@ -150,14 +150,11 @@ for _op in spellings(
 def einsum(equation: str, *operands: Any) -> Any:
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
-    jets = [x for x in operands if isinstance(x, Jet)]
-    if len(jets) == 1:
-        return linear(
-            lambda c: torch.einsum(
-                equation, *(c if isinstance(x, Jet) else x for x in operands)
-            ),
-            jets[0],
-        )
+    places = [i for i, x in enumerate(operands) if isinstance(x, Jet)]
+    if len(places) == 1:
+        i = places[0]
+        before, after = operands[:i], operands[i + 1 :]
+        return linear(lambda c: torch.einsum(equation, *before, c, *after), operands[i])
     if len(operands) == 2:  # noqa: PLR2004
         return multiply(lambda a, b: torch.einsum(equation, a, b), *operands)
     return _contract(equation.replace(" ", ""), list(operands))

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pureopt._errors import DerivativeError, told
-from pureopt.derivatives._jets._algebra import elementwise, linear, univariate
+from pureopt.derivatives._jets._algebra import (
+    elementwise,
+    lift,
+    like,
+    linear,
+    univariate,
+)
 from pureopt.derivatives._jets._jet import RULES, WRITTEN_IN_PYTHON, Jet, Rule
 
 R = TypeVar("R", bound=Callable[..., Any])
@@ -142,8 +148,12 @@ def register_jet_derivative(
     _check("register_jet_derivative(derivative=...)", derivative)
 
     def apply(x: Jet, *args: Any, **kwargs: Any) -> Jet:
-        value = op(x.value, *args, **kwargs)
-        return elementwise(x, value, lambda u, y: derivative(u, y, *args, **kwargs))
+        def slope(u: Jet, y: Jet) -> Jet:
+            # Read late: it may be a constant or a view, which is written to by then.
+            found = lift(u, derivative(u, y, *args, **kwargs))
+            return like(found, found.value.clone(), found.terms)
+
+        return elementwise(x, op(x.value, *args, **kwargs), slope)
 
     _learn(op, univariate(apply))
 

@@ -54,7 +54,7 @@ READS = (
     "isclose", "isreal", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full",
     "new_empty", "new_tensor", "__bool__", "element_size",
     "get_device", "is_same_size", "result_type", "can_cast", "is_signed", "is_inference",
-    "broadcast_shapes", "long", "int", "short", "char", "byte", "bool",
+    "broadcast_shapes", "linalg.matrix_rank", "long", "int", "short", "char", "byte", "bool",
 )  # fmt: skip
 
 PROPERTIES = ("T", "mT", "H", "mH", "real", "imag")

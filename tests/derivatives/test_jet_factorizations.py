@@ -1,0 +1,224 @@
+"""Taylor mode of factorizations: what defines them holds at every order."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.func import jvp
+
+import pureopt
+from pureopt.derivatives import jet, laplacian
+from tests.derivatives.row import randn
+
+ORDER = 8
+EPS = torch.finfo(torch.float64).eps
+# Each order adds up products of those below it, and divides by gaps near one.
+SLACK = 4.0**ORDER * EPS
+SHAPES = [(4, 4), (5, 3), (3, 5), (2, 4, 3)]
+
+
+def path(*shape, dtype=torch.float64):
+    """A curve of matrices whose singular values are apart, and a random bend."""
+    parts = [randn(*shape, seed=s) / 4 for s in range(ORDER + 1)]
+    if dtype.is_complex:
+        parts = [
+            torch.complex(p, randn(*shape, seed=9 + s) / 4) for s, p in enumerate(parts)
+        ]
+    diagonal = torch.arange(1.0, min(shape[-2:]) + 1, dtype=torch.float64)
+    parts[0][..., : len(diagonal), : len(diagonal)] += 2 * torch.diag(diagonal)
+    return parts
+
+
+def series(f, parts):
+    """All coefficients of each output, from order zero."""
+    if isinstance(parts[0], torch.Tensor) and parts[0].is_complex():
+        parts, g = [torch.view_as_real(p) for p in parts], f
+        f = lambda x: g(torch.view_as_complex(x))  # noqa: E731
+    value, terms = jet(f, parts[0], parts[1:])
+    return [[v, *(t[i] for t in terms)] for i, v in enumerate(value)]
+
+
+def product(a, b):
+    """The coefficients of the product of two series of matrices."""
+    return [sum(a[j] @ b[k - j] for j in range(k + 1)) for k in range(len(a))]
+
+
+def adjoint(a):
+    return [c.mH for c in a]
+
+
+def holds(a, b):
+    for k, (x, y) in enumerate(zip(a, b, strict=True)):
+        # As precise as the coefficient of this order is large.
+        assert float((x - y).abs().max()) <= SLACK * max(1, float(y.abs().max())), k
+
+
+def identity(like):
+    eye = torch.eye(like[0].shape[-1], dtype=like[0].dtype)
+    shape = (*like[0].shape[:-2], *eye.shape)
+    return [eye.expand(shape), *[torch.zeros(shape, dtype=eye.dtype)] * ORDER]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_matrix_is_its_orthogonal_times_its_upper_factor(shape, dtype):
+    parts = path(*shape, dtype=dtype)
+    Q, R = series(lambda A: tuple(torch.linalg.qr(A)), parts)
+    holds(product(Q, R), parts)
+    inner = product(adjoint(Q), Q)
+    holds(inner, identity(inner))
+    for r in R:
+        assert not r.tril(-1).any()
+        if dtype.is_complex:
+            assert not r.diagonal(dim1=-2, dim2=-1).imag.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_matrix_is_the_product_of_its_singular_factors(shape, dtype):
+    parts = path(*shape, dtype=dtype)
+    U, S, Vh = series(lambda A: tuple(torch.linalg.svd(A, full_matrices=False)), parts)
+    assert all(s.dtype == torch.float64 for s in S)
+    scale = [torch.diag_embed(s).to(dtype) for s in S]
+    holds(product(product(U, scale), Vh), parts)
+    for inner in (product(adjoint(U), U), product(Vh, adjoint(Vh))):
+        holds(inner, identity(inner))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_nuclear_norm_is_the_sum_of_singular_values(shape, dtype):
+    parts = path(*shape, dtype=dtype)
+    (values,) = series(lambda A: (torch.linalg.svdvals(A),), parts)
+    (norm,) = series(lambda A: (torch.linalg.matrix_norm(A, "nuc"),), parts)
+    holds(norm, [v.sum(-1) for v in values])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_pseudoinverse_is_inverse_from_both_sides(shape):
+    parts = path(*shape)
+    (inverse,) = series(lambda A: (torch.linalg.pinv(A),), parts)
+    holds(product(product(parts, inverse), parts), parts)
+    holds(product(product(inverse, parts), inverse), inverse)
+    for projection in (product(parts, inverse), product(inverse, parts)):
+        holds(adjoint(projection), projection)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (2, 4, 3)], ids=str)
+def test_the_rest_of_least_squares_is_orthogonal_to_the_matrix(shape):
+    parts = path(*shape)
+    right = [randn(*shape[:-1], 2, seed=40 + k) for k in range(ORDER + 1)]
+
+    def f(tree):
+        return tuple(torch.linalg.lstsq(tree["A"], tree["B"]))[:2]
+
+    pairs = [{"A": A, "B": B} for A, B in zip(parts, right, strict=True)]
+    x, residuals = series(f, pairs)
+    rest = [p - b for p, b in zip(product(parts, x), right, strict=True)]
+    normal = product(adjoint(parts), rest)
+    holds(normal, [torch.zeros_like(c) for c in normal])
+    if shape[-2] < shape[-1]:  # of all solutions the shortest
+        (inverse,) = series(lambda A: (torch.linalg.pinv(A),), parts)
+        holds(product(product(inverse, parts), x), x)
+    # Torch gives the squares of what is left over where it can, from gelsy never.
+    assert residuals[0].numel() == 0
+
+
+def test_one_right_side_may_be_a_vector():
+    parts = path(4, 2)
+    b = randn(4, seed=3)
+    (one,) = series(lambda A: (torch.linalg.lstsq(A, b).solution,), parts)
+    (column,) = series(lambda A: (torch.linalg.lstsq(A, b[:, None]).solution,), parts)
+    holds(one, [c[:, 0] for c in column])
+
+
+def test_residuals_are_squares_of_what_is_left_over():
+    parts, B = path(4, 2), randn(4, 3, seed=3)
+
+    def f(A):
+        found = torch.linalg.lstsq(A, B, driver="gels")
+        return found.residuals, (A @ found.solution - B).square().sum(-2)
+
+    residuals, squares = series(f, parts)
+    assert residuals[0].shape == (3,)
+    holds(residuals, squares)
+
+
+def test_the_nuclear_norm_is_smooth_where_all_singular_values_meet():
+    B = randn(3, 3)
+    zero = torch.zeros_like(B)
+    _, terms = jet(
+        lambda A: torch.linalg.matrix_norm(A, "nuc"),
+        torch.eye(3, dtype=B.dtype),
+        (B + B.mT, zero, zero),
+    )
+    # A curve of positive definite matrices, of which it is the trace.
+    truth = torch.stack([2 * B.trace(), B.new_zeros(()), B.new_zeros(())])
+    assert (torch.stack(terms) - truth).abs().max() < 64 * EPS
+
+
+def test_of_a_rank_deficient_matrix_first_derivatives_are_torchs_and_others_nan():
+    A = randn(4, 3)
+    A[:, 2] = A[:, 0] + A[:, 1]
+    v = randn(4, 3, seed=1)
+    for norm in (
+        lambda A: torch.linalg.matrix_norm(A, "nuc"),
+        lambda A: torch.linalg.svdvals(A)[-1],
+    ):
+        _, (first, second) = jet(norm, A, (v, None))
+        assert abs(first - jvp(norm, (A,), (v,))[1]) < 64 * EPS
+        assert second.isnan()
+    # The others are as smooth as ever.
+    largest = lambda A: torch.linalg.matrix_norm(A, 2)  # noqa: E731
+    by_eigenvalues = lambda A: torch.linalg.eigvalsh(A.mT @ A)[-1].sqrt()  # noqa: E731
+    _, ours = jet(largest, A, (v, None, None))
+    _, theirs = jet(by_eigenvalues, A, (v, None, None))
+    holds(ours, theirs)
+    _, (slope,) = jet(torch.linalg.pinv, A, (v,))
+    assert slope.isnan().all()
+
+
+def test_where_singular_values_meet_the_derivatives_of_their_vectors_are_nan():
+    A = torch.diag(torch.tensor([3.0, 3.0, 1.0], dtype=torch.float64))
+    (_, S, Vh), ((_, shift, turn),) = jet(
+        lambda A: tuple(torch.linalg.svd(A)), A, (randn(3, 3),)
+    )
+    assert shift.isfinite().all()
+    assert turn[:2].isnan().any()
+    assert turn[2].isfinite().all()
+    assert torch.equal(S, A.diagonal())
+    assert Vh.shape == (3, 3)
+
+
+def test_the_laplacian_of_the_largest_singular_value_in_lanes():
+    xs = randn(5, 4, 3)
+    f = lambda A: torch.linalg.matrix_norm(A, 2)  # noqa: E731
+    table = torch.func.vmap(torch.func.hessian(f))(xs).reshape(5, 12, 12)
+    ours = torch.func.vmap(laplacian(f))(xs)
+    truth = table.diagonal(dim1=-2, dim2=-1).sum(-1)
+    # Twelve second derivatives of a few products each, over gaps of a tenth or more.
+    assert ((ours - truth).abs() <= 12 * 1e3 * EPS * truth.abs()).all()
+
+
+@pytest.mark.parametrize(
+    ("f", "word"),
+    [
+        (lambda A: torch.linalg.svd(A)[0], "full_matrices=False"),
+        (lambda A: torch.svd(A, some=False)[0], "full_matrices=False"),
+        (lambda A: torch.linalg.qr(A, mode="complete")[0], "mode='reduced'"),
+    ],
+    ids=["svd", "svd-some", "qr"],
+)
+def test_factors_that_the_matrix_does_not_determine_are_refused(f, word):
+    A = randn(4, 2)
+    with pytest.raises(pureopt.DerivativeError, match=word):
+        jet(f, A, (A,))
+
+
+def test_a_rank_is_a_number():
+    A = randn(3, 2)
+    value, (slope,) = jet(lambda A: A.sum() * torch.linalg.matrix_rank(A), A, (A,))
+    assert math.isclose(value, 2 * A.sum())
+    assert math.isclose(slope, 2 * A.sum())
