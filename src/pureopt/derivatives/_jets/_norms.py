@@ -70,7 +70,7 @@ def matrix_norm(
         return y.unsqueeze(first).unsqueeze(second)
     x = torch.abs(x)
     if ord not in {1, -1, torch.inf, -torch.inf}:
-        torch.linalg.matrix_norm(x.value, ord)  # an order that torch refuses
+        torch.linalg.matrix_norm(A.value, ord)  # an order that torch refuses
         raise _without(torch.linalg.matrix_norm, f"ord={ord}")
     along, over = (rows, columns) if abs(float(ord)) == 1 else (columns, rows)
     choose = torch.amax if float(ord) > 0 else torch.amin
