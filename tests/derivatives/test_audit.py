@@ -185,6 +185,26 @@ def test_exact_mends_layer_norm_and_not_a_wrong_backward():
     assert not report.culprits[0].mended
 
 
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda x: x.sum().item(), "torch.Tensor.item"),
+        (lambda x: float(x[0]), "torch.Tensor.__float__"),
+        (lambda x: math.sin(x[0]), "torch.Tensor.__float__"),
+        (lambda x: sum(x.tolist()), "torch.Tensor.tolist"),
+    ],
+    ids=["item", "float", "math", "tolist"],
+)
+def test_what_reads_a_tensor_into_a_number_is_a_culprit(read, name):
+    report = audit(lambda x: x.sin().sum() * read(x), randn(3), order=2)
+    assert not_right(report).keys() == {"R", "F", "RR", "RF", "FR", "FF"}
+    assert [(c.name, c.mended) for c in report.culprits] == [(name, False)]
+    # What is only asked is none.
+    right = audit(lambda x: x.sum() * (2 if read(x) > -1e9 else 3), randn(3), order=2)
+    assert right.ok
+    assert right.culprits == ()
+
+
 def test_several_culprits_are_told_apart_by_their_lines():
     def f(x):
         y = F.layer_norm(x, (3,))
@@ -232,7 +252,9 @@ def test_at_a_kink_nothing_is_decided():
 
 def test_where_a_function_is_not_finite_nothing_is_decided():
     x = torch.tensor([-1.0, 2.0], dtype=torch.float64)
-    assert set(verdicts(audit(torch.log, x)).values()) == {"undecided"}
+    report = audit(torch.log, x)
+    assert set(verdicts(report).values()) == {"undecided"}
+    assert str(report).splitlines()[-1].startswith("Nothing can be told: it is not f")
 
 
 def test_a_derivative_that_is_not_finite_where_there_is_one_is_told():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.func import grad, vmap
 
 import pureopt as po
 from pureopt._errors import DerivativeError, HyperparameterError, TreeError
@@ -136,13 +137,61 @@ def test_the_second_direction_is_named():
         ((X, X[:2]), r"\(3,\).*\(2,\)"),
         ((X, X[0]), r"shape \(\)"),
         ((X, 1.0), "`float`"),
-        ((X[:0],), r"shape \(0,\)"),
     ],
-    ids=["tensor", "dict", "nothing", "sizes", "number", "float", "no-sample"],
+    ids=["tensor", "dict", "nothing", "sizes", "number", "float"],
 )
 def test_a_batch_is_a_tuple_with_one_leading_dimension(batch, words):
     with pytest.raises(TreeError, match=f"batch=.*one leading dimension.*{words}"):
         D.empirical_fisher_vp(lambda p, *_: p.sum(), X, batch, X)
+
+
+def test_a_batch_has_a_sample():
+    with pytest.raises(TreeError, match=r"batch=.* 1 sample or more, got 0"):
+        D.empirical_fisher_vp(lambda p, *_: p.sum(), X, (randn(0, 2),), X)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [D.laplacian, D.forward_laplacian, lambda f: D.nth_derivative(f, 2), D.bilaplacian],
+    ids=["laplacian", "forward_laplacian", "nth_derivative", "bilaplacian"],
+)
+@pytest.mark.parametrize(
+    "f", [torch.argmax, lambda x: x.sum() > 0], ids=["int", "bool"]
+)
+def test_taylor_mode_asks_for_floating_tensors(operator, f):
+    x = torch.tensor(0.5) if operator not in {D.laplacian, D.bilaplacian} else X
+    with pytest.raises(DerivativeError, match="must return floating tensors, got a t"):
+        operator(f)(x)
+
+
+def test_the_function_of_audit_and_of_exact_is_one():
+    with pytest.raises(
+        DerivativeError, match=r"audit\(f=.* got a tensor of shape \(\)"
+    ):
+        D.audit(X.sum(), X)
+    with pytest.raises(DerivativeError, match=r"exact\(f=.* got `int`"):
+        D.exact(3)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, grad], ids=["value", "grad"])
+def test_a_branch_on_values_in_lanes_is_told_of_exact(transform):
+    f = D.exact(lambda x: x.sum() if x.sum() > 0 else -x.sum())
+    with pytest.raises(DerivativeError) as error:
+        vmap(transform(f))(randn(3, 2))
+    assert "exact(f=...)" in said(error)
+    assert "torch.where" in said(error)
+    # Of an operator it is the operator that tells.
+    with pytest.raises(DerivativeError, match=r"hvp\(f=...\)"):
+        vmap(lambda x: D.hvp(lambda x: x.sum() if x.sum() > 0 else -x.sum(), x, x))(
+            randn(3, 2)
+        )
+    with pytest.raises(ValueError, match="mine"):
+        D.exact(lambda x: int("mine"))(X)
+
+
+def test_a_log_determinant_names_itself():
+    with pytest.raises(TreeError, match=r"log_determinant\(matvec="):
+        D.log_determinant(lambda v: v[:1], X, key=po.random.key(0), probes=2, steps=2)
 
 
 @pytest.mark.parametrize(

@@ -343,6 +343,12 @@ def test_what_kfac_cannot_do_is_told():
         return F.linear(x, p["w"] * p["w"])
 
     params, settings = {"w": w}, {"likelihood": GAUSSIAN}
+    with pytest.raises(DerivativeError, match=r"kfac\(model=.* got `int`"):
+        D.kfac(3, params, (x,), **settings)
+    with pytest.raises(DerivativeError, match=r"kfac_empirical\(loss=.* got `int`"):
+        D.kfac_empirical(3, params, (x,))
+    with pytest.raises(DerivativeError, match=r"kfac\(model=.*use `Bernoulli"):
+        D.kfac(lambda w, x: w @ x, w[0], (x,), likelihood=D.Categorical())
     with pytest.raises(
         DerivativeError, match=r"whose uses have a rule.* 'w'.*Rules are"
     ):

@@ -100,6 +100,46 @@ def test_batch_norm_in_train_mode_is_refused_and_told_why(quantity):
     assert "eval mode" in str(raised.value)
 
 
+@pytest.mark.parametrize("quantity", ["per_sample_grad_norms", "per_sample_grads"])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm1d(3, track_running_stats=False),
+        nn.Sequential(nn.Unflatten(1, (3, 1)), nn.InstanceNorm1d(3)),
+        lambda y: F.batch_norm(y, None, None, training=True),
+    ],
+    ids=["batch", "instance", "function"],
+)
+def test_so_is_that_of_a_single_value(quantity, norm):
+    w = randn(3, 2)
+
+    def loss(w, x):
+        return norm(F.linear(x[None], w).float()).square().sum()
+
+    with pytest.raises(po.DerivativeError) as raised:
+        getattr(D, quantity)(loss)(w, randn(B, 2))
+    assert "batch or instance norm in train mode" in str(raised.value)
+    assert "eval mode" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "per_sample_grads",
+        "per_sample_grad_norms",
+        "per_sample_squared_norms",
+        "grad_gram",
+        "grad_variance",
+        "gsnr",
+        "noise_scale",
+        "gradient_diversity",
+    ],
+)
+def test_a_loss_is_a_function(name):
+    with pytest.raises(po.DerivativeError, match=rf"{name}\(loss=.* got `int`"):
+        getattr(D, name)(3)
+
+
 def test_random_numbers_are_refused_and_told_why():
     def loss(w, x):
         return (w * F.dropout(x)).sum()

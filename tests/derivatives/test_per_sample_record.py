@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import pureopt as po
-from pureopt._tree import tree_map
+from pureopt._tree import tree_leaves, tree_map
+from pureopt.derivatives._per_sample._scope import Scope
 from tests.derivatives.observers import counted
 from tests.derivatives.per_sample_case import B, Case, close, reference
 from tests.derivatives.per_sample_cases_modules import mlp
@@ -67,6 +69,67 @@ def test_a_loss_that_begins_to_write_to_its_sample_is_refused():
     norms(randn(3), randn(B, 3), randn(B))
     with pytest.raises(po.DerivativeError, match="writes in place"):
         norms(randn(3), randn(B, 3), randn(B))
+
+
+def weight_normalized():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    apply, params, buffers = po.functionalize(layer.double())
+    return lambda p, x: apply(p, buffers, x)[0].sin().sum(), params
+
+
+TEACHER = nn.Linear(3, 2, dtype=torch.float64)
+WEIGHTS = {"w": randn(3, 3), "v": randn(2, 3, seed=1)}
+# What compilers do not show to a mode, or only its result.
+UNSHOWN = {
+    "pad": lambda p, x: p["v"] @ (F.pad(p["w"], (1, 0)) @ F.pad(x, (0, 1))).sin(),
+    "of the same sizes": lambda p, x: F.linear(
+        torch._weight_norm(p["w"], p["v"][0, :, None].exp()) @ x, p["v"]
+    ).sin(),
+    "rows": lambda p, x: torch.stack([(row * x).sum().sin() for row in p["w"]]),
+    "zip": lambda p, x: sum(
+        (a * b * x).sin() for a, b in zip(p["v"], p["v"], strict=True)
+    ),
+    "unpacked": lambda p, x: torch.mul(*p["v"]) * x.sin(),
+    "T": lambda p, x: p["v"] @ (x @ p["w"].T).sin(),
+    "after operations": lambda p, x: p["v"] @ (x @ p["w"].sin().cos().T).sin(),
+}
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("name", ["weight norm", *UNSHOWN])
+def test_compiled_uses_that_are_not_shown_are_differentiated_sample_by_sample(name):
+    if name in UNSHOWN:
+        loss, params = (lambda p, x: UNSHOWN[name](p, x).square().sum()), WEIGHTS
+    else:
+        loss, params = weight_normalized()
+    x = randn(B, 3, seed=2)
+
+    def both(params, x):
+        return D.per_sample_squared_norms(loss)(params, x), D.grad_gram(loss)(params, x)
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    (squares, gram), truth = compiled(params, x), reference(Case(loss, params, x))
+    # In the order in which trees are flattened.
+    for got, want in zip(tree_leaves(squares), truth, strict=True):
+        close(got, want.square().sum(1))
+    flat = torch.cat(truth, 1)
+    close(gram, flat @ flat.mT)
+
+
+@pytest.mark.compile
+def test_compiled_what_is_shown_keeps_its_rules(monkeypatch):
+    hidden = []
+    hide = Scope.hide
+
+    def listed(self, leaves):
+        hidden.extend(leaves)
+        return hide(self, hidden)
+
+    monkeypatch.setattr(Scope, "hide", listed)
+    loss = lambda p, x: (F.linear((x @ p["w"].t()).sin(), p["v"]) - TEACHER(x)).sum()  # noqa: E731
+    norms = D.per_sample_grad_norms(loss)
+    torch.compile(norms, fullgraph=True, backend="aot_eager")(WEIGHTS, randn(B, 3))
+    assert hidden == []
 
 
 def test_a_use_that_cannot_be_seen_gives_nan_and_no_wrong_number():

@@ -27,7 +27,7 @@ from pureopt._tree import (
     tree_unflatten,
 )
 from pureopt.derivatives._complaints import WRITES, explain
-from pureopt.derivatives._exactness import exact
+from pureopt.derivatives._exactness import composed_of_exact
 
 T = TypeVar("T")
 
@@ -86,13 +86,13 @@ def function(where: str, f: T) -> T:
 
 def scalar_function(where: str, f: Callable[..., Any]) -> Callable[..., Tensor]:
     """``f`` under :func:`exact`; its value must be a 0-d floating tensor."""
-    exactly = exact(function(where, f))
+    exactly = composed_of_exact(function(where, f))
     return lambda *args: scalar(where, exactly(*renewed(args)))
 
 
 def tensor_function(where: str, f: Callable[..., Any]) -> Callable[..., Any]:
     """``f`` under :func:`exact`; its value must be a tree of floating tensors."""
-    exactly = exact(function(where, f))
+    exactly = composed_of_exact(function(where, f))
     return lambda *args: tensors(where, exactly(*renewed(args)))
 
 

@@ -69,6 +69,14 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
         "Put the module into eval mode, or use group norm or layer norm.",
     ),
     (
+        r"Expected more than 1 (?:value per channel|spatial element) when training",
+        (
+            "one with batch or instance norm in train mode, of which each channel has a "
+            "single value"
+        ),
+        "Put the module into eval mode, or use group norm or layer norm.",
+    ),
+    (
         r"vmap: (?:inplace arithmetic|aten::\w+_)\(",
         "one that writes in place a batched value to a tensor that is not batched",
         _FRESH,

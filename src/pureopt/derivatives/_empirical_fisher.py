@@ -88,6 +88,8 @@ def _batch_size(batch: Any) -> int:
     leaves = tree_leaves(batch)
     fit = all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves)
     sizes = [leaf.shape[0] for leaf in leaves] if fit else []
-    if not sizes or not sizes[0] or any(n != sizes[0] for n in sizes):
+    if not sizes or any(n != sizes[0] for n in sizes):
         raise TreeError(where, rule, told(batch))
+    if not sizes[0]:
+        raise TreeError(where, "hold 1 sample or more", "0")
     return sizes[0]

@@ -10,7 +10,7 @@ from pureopt._tree import tree_items, tree_map
 from pureopt._typing import P
 from pureopt.derivatives import _checks
 from pureopt.derivatives._ggnvp import sandwich
-from pureopt.derivatives._likelihoods import Categorical
+from pureopt.derivatives._likelihoods import check_classes
 
 
 def fisher_vp(
@@ -78,13 +78,7 @@ def fisher_vp(
 
     def curvature(z: Any, u: Any) -> Any:
         batch = _batch_size(z)
-        if isinstance(likelihood, Categorical) and z.dim() == 1:
-            raise DerivativeError(
-                "fisher_vp(model=...)",
-                "return outputs with the classes as last dimension",
-                f"shape {tuple(z.shape)}, which is the batch",
-                "For two classes with one logit use `Bernoulli()`.",
-            )
+        check_classes("fisher_vp(model=...)", likelihood, z)
         product = _checks.call("fisher_vp(likelihood=...)", likelihood, z, u)
         product = _checks.direction("fisher_vp(likelihood=...)", product, z, "outputs")
         return tree_map(lambda leaf: leaf / batch, product)

@@ -22,6 +22,7 @@ from pureopt._tree import (
 )
 from pureopt.derivatives import _checks
 from pureopt.derivatives._kronecker import Kronecker, KroneckerBlock
+from pureopt.derivatives._likelihoods import check_classes
 from pureopt.derivatives._operator import eigh
 from pureopt.derivatives._per_sample._batch import count, see
 from pureopt.derivatives._per_sample._sums import Leaf
@@ -241,6 +242,7 @@ def kfac_empirical(
         tensor([[True, True]])
     """
     _check("kfac_empirical", batch, sharing)
+    _checks.function("kfac_empirical(loss=...)", loss)
     return _tree(params, _factors("kfac_empirical", loss, params, batch, sharing))
 
 
@@ -252,12 +254,14 @@ def _root(
     likelihood: Callable[[Any, Any], Any],
 ) -> Float[Tensor, "B C C"]:
     """Of each sample a root of the likelihood's Fisher matrix; its columns count."""
+    _checks.function(f"{where}(model=...)", model)
     count(where, batch)
     lanes = (None, *[0] * len(batch))
     outputs = _checks.call(
         f"{where}(model=...)", torch.func.vmap(model, lanes), params, *batch
     )
     _checks.tensors(f"{where}(model=...)", outputs)
+    check_classes(f"{where}(model=...)", likelihood, outputs)
     z = torch.func.vmap(ravel)(outputs)
 
     def column(e: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pureopt._errors import HyperparameterError
+from pureopt._errors import DerivativeError, HyperparameterError
 from pureopt._typing import Scalar
 
 
@@ -122,3 +122,22 @@ class Poisson:
     ) -> Float[Tensor, "*batch"]:
         """The Fisher information of each logarithm of a rate times ``u``."""
         return outputs.exp() * u
+
+
+def check_classes(where: str, likelihood: Any, outputs: Any) -> None:
+    """Raise if the outputs of a batch are logits of classes, one for each sample.
+
+    Raises:
+        DerivativeError: If so.
+    """
+    if (
+        isinstance(likelihood, Categorical)
+        and isinstance(outputs, Tensor)
+        and outputs.dim() == 1
+    ):
+        raise DerivativeError(
+            where,
+            "return outputs with the classes as last dimension",
+            f"shape {tuple(outputs.shape)}, which is the batch",
+            "For two classes with one logit use `Bernoulli()`.",
+        )

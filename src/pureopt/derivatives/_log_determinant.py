@@ -9,10 +9,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pureopt._typing import P
-from pureopt.derivatives import _checks
 from pureopt.derivatives._estimate import Estimate
 from pureopt.derivatives._operator import size
-from pureopt.derivatives._spectral_density import spectral_density
+from pureopt.derivatives._spectral_density import density
 
 
 def log_determinant(
@@ -74,11 +73,9 @@ def log_determinant(
         >>> d.log().sum()
         tensor(2.0794)
     """
-    n = size("log_determinant(like=...)", like)
-    _checks.key("log_determinant(key=...)", key)
-    spectrum = spectral_density(
-        matvec, like, key=key, probes=probes, steps=steps, chunk_size=chunk_size
-    )
+    where = "log_determinant"
+    n = size(f"{where}(like=...)", like)
+    spectrum = density(where, matvec, like, key, probes, steps, chunk_size)
     value, stderr = spectrum.integrate(_log)
     return Estimate(n * value, n * stderr)
 

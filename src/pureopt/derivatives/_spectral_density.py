@@ -174,6 +174,19 @@ def spectral_density(
         tensor(1.6667)
     """
     where = "spectral_density"
+    return density(where, matvec, like, key, probes, steps, chunk_size)
+
+
+def density(
+    where: str,
+    matvec: Callable[[P], P],
+    like: P,
+    key: Int[Tensor, ""],
+    probes: int,
+    steps: int,
+    chunk_size: int | None,
+) -> SpectralDensity:
+    """As :func:`spectral_density`, for the public call ``where``."""
     n = size(f"{where}(like=...)", like)
     _checks.key(f"{where}(key=...)", key)
     at_least(f"{where}(probes=...)", probes, 2)

@@ -88,6 +88,10 @@ class Audit:
         lines += [_accusation(culprit) for culprit in self.culprits]
         if not self.culprits and any(word.verdict in _BAD for word in self.words):
             lines.append("No call is at fault on its own.")
+        if all(word.verdict == "undecided" for word in self.words):
+            lines.append(
+                "Nothing can be told: it is not finite or not smooth here, or too rough."
+            )
         return "\n".join(lines)
 
 
@@ -183,6 +187,7 @@ def audit(
         >>> report.ok, report.mended
         (False, True)
     """
+    _checks.function("audit(f=...)", f)
     _check(inputs, order)
     along, across, weights = split(make_key(0) if key is None else key, 3)
     path = _path(f, inputs, along, across)

@@ -23,6 +23,8 @@ _STEP = 2.0**-10
 _INSIDE = (str(FilePath(torch.__file__).parent), str(FilePath(__file__).parent))
 # What torch.func does to the argument of a function that it differentiates.
 _MARK = Tensor.requires_grad_
+# What reads a tensor into a number, which has no derivative.
+_READS = (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__complex__)
 # Calls of custom functions pass by the modes that see all other calls.
 _APPLY: CodeType = getattr(torch.autograd.Function.apply, "__code__")  # noqa: B009 (a method, to the stubs, has none)
 
@@ -54,7 +56,13 @@ class Call(NamedTuple):
     def run(self, leaves: list[Any]) -> Any:
         """The call with other leaves."""
         args, kwargs = tree_unflatten(self.structure, leaves)
-        return self.function(*args, **kwargs)
+        result = self.function(*args, **kwargs)
+        return _as_tensor(result, args) if self.function in _READS else result
+
+
+def _as_tensor(numbers: Any, args: Any) -> Tensor:
+    """What was read, as the tensor that it was: its derivatives are zero."""
+    return torch.tensor(numbers, dtype=args[0].dtype, device=args[0].device)
 
 
 def calls(path: Path) -> list[tuple[Call, Path]]:

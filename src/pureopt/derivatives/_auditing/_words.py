@@ -15,7 +15,7 @@ from torch.func import grad, jvp
 from pureopt._random import fold_in, normal
 from pureopt._tree import tree_leaves
 from pureopt.derivatives._auditing._differences import Difference, differences
-from pureopt.derivatives._exactness import exact
+from pureopt.derivatives._exactness import composed_of_exact
 
 Verdict = Literal["right", "wrong", "not finite", "unsupported", "undecided"]
 
@@ -105,7 +105,7 @@ def judge(path: Path, key: Tensor, order: int) -> tuple[Word, ...]:
         for i, y in enumerate(found)
     ]
     phi = _weighted(path, path.f, weights)
-    mended = _weighted(path, exact(path.f), weights)
+    mended = _weighted(path, composed_of_exact(path.f), weights)
     t = _time(path)
     with warnings.catch_warnings():
         # That torch falls back to something slow is no news here.

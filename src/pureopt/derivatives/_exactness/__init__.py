@@ -6,7 +6,10 @@ formulas are right, with the signature of the function they stand for; ``_scope`
 them in its place.
 """
 
+from pureopt.derivatives._exactness._scope import (
+    composed_of_exact as composed_of_exact,
+)
 from pureopt.derivatives._exactness._scope import exact as exact
 from pureopt.derivatives._exactness._scope import exact_ops as exact_ops
 
-__all__ = ["exact", "exact_ops"]
+__all__ = ["composed_of_exact", "exact", "exact_ops"]

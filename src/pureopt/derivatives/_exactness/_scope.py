@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from pureopt._errors import DerivativeError, PureoptError, told
+from pureopt.derivatives._complaints import explain
 from pureopt.derivatives._exactness._attention import ATTENTION
 from pureopt.derivatives._exactness._bags import BAGS
 from pureopt.derivatives._exactness._bodies import BODIES, WHOLE
@@ -27,7 +29,7 @@ from pureopt.derivatives._exactness._products import PRODUCTS
 from pureopt.derivatives._exactness._recurrent import RECURRENT
 from pureopt.derivatives._exactness._sampling import SAMPLING
 from pureopt.derivatives._exactness._shown import SHOWN, show
-from pureopt.derivatives._exactness._sparse import SparseStandIn, leaving
+from pureopt.derivatives._exactness._sparse import WHERE, SparseStandIn, leaving
 from pureopt.derivatives._exactness._sparse_makers import SPARSE
 from pureopt.derivatives._exactness._sparse_products import SPARSE_PRODUCTS
 from pureopt.derivatives._exactness._spectra import SPECTRA
@@ -188,6 +190,10 @@ def exact(f: Callable[Args, R]) -> Callable[Args, R]:
         A function of the same arguments. Calls with ``out=`` and those in place
         (``x.cumprod_(0)``) are torch's own.
 
+    Raises:
+        DerivativeError: If ``f`` is no function; at the call, if it does what transforms
+            cannot follow, such as a branch on the values of a tensor under ``vmap``.
+
     Example:
         A third derivative that plain nested ``grad`` gets wrong (66.6):
 
@@ -202,6 +208,27 @@ def exact(f: Callable[Args, R]) -> Callable[Args, R]:
         >>> print(f"{third:.5f}")
         -1.68768
     """
+    if not callable(f):
+        hint = "Apply it before the transforms: `grad(exact(f))(x)`."
+        raise DerivativeError(WHERE, "be a function", told(f), hint)
+    composed = composed_of_exact(f)
+
+    @functools.wraps(f)
+    def exactly(*args: Args.args, **kwargs: Args.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return composed(*args, **kwargs)
+        try:
+            return composed(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if not isinstance(error, PureoptError):
+                explain(WHERE, error)
+            raise
+
+    return exactly
+
+
+def composed_of_exact(f: Callable[Args, R]) -> Callable[Args, R]:
+    """As :func:`exact`, for operators that explain torch's complaints themselves."""
 
     @functools.wraps(f)
     def exactly(*args: Args.args, **kwargs: Args.kwargs) -> R:

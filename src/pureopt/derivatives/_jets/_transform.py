@@ -44,9 +44,10 @@ def jet(
     of them, at some :math:`K^2/2` products for each nonlinear operation, where nested
     ``grad`` or ``jvp`` multiply the cost with each order.
 
-    ``f`` is called once, with :class:`Jet` in the place of tensors. It may be a module
-    under ``functional_call`` or :func:`pureopt.functionalize`, may close over parameters,
-    and the result may be differentiated with ``grad``, mapped with ``vmap`` and compiled.
+    ``f`` is called once, with :class:`Jet` in the place of tensors. It may call modules,
+    whose parameters it closes over; to vary these, call the module by
+    :func:`pureopt.functionalize`, since ``torch.func.functional_call`` takes no jets. The
+    result may be differentiated with ``grad``, mapped with ``vmap`` and compiled.
     Coefficients that are known to be zero cost nothing. Of a ``torch.autograd.Function``
     the ``forward`` is differentiated as any code is; its ``backward`` is not asked.
 
@@ -153,6 +154,10 @@ def propagate(
     for leaf in tree_leaves(out):
         if not isinstance(leaf, Jet | Tensor):
             raise DerivativeError(where, "return tensors", told(leaf))
+        if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
+            rule, hint = "return floating tensors", "Whole numbers have no derivative."
+            value = leaf.value if isinstance(leaf, Jet) else leaf
+            raise DerivativeError(where, rule, told(value), hint)
     return out
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from pureopt.derivatives import _checks
 from pureopt.derivatives._per_sample._batch import see
 
 
@@ -45,6 +46,7 @@ def gradient_diversity(
         >>> po.derivatives.gradient_diversity(loss)(torch.zeros(2), torch.eye(2))
         tensor(1.)
     """
+    _checks.function("gradient_diversity(loss=...)", loss)
 
     def diversity_of_loss(params: Any, *batch: Any) -> Float[Tensor, ""]:
         seen = see("gradient_diversity", loss, params, batch)

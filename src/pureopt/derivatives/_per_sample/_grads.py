@@ -54,6 +54,7 @@ def per_sample_grads(
     """
     where = "per_sample_grads"
     chunk_size = _checks.chunk(f"{where}(chunk_size=...)", chunk_size)
+    _checks.function(f"{where}(loss=...)", loss)
 
     def grads_of_loss(params: P, *batch: Any) -> P:
         _checks.point(f"{where}(params=...)", params)

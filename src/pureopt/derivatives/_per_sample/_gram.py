@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from pureopt.derivatives import _checks
 from pureopt.derivatives._per_sample._batch import see
 
 
@@ -47,6 +48,7 @@ def grad_gram(
         tensor([[25.,  8.],
                 [ 8.,  4.]])
     """
+    _checks.function("grad_gram(loss=...)", loss)
 
     def gram_of_loss(params: Any, *batch: Any) -> Float[Tensor, "samples samples"]:
         seen = see("grad_gram", loss, params, batch)

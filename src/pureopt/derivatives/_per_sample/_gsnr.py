@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pureopt._typing import P
+from pureopt.derivatives import _checks
 from pureopt.derivatives._per_sample._batch import like_leaves, see
 
 
@@ -46,6 +47,7 @@ def gsnr(loss: Callable[..., Tensor]) -> Callable[..., Any]:
         >>> po.derivatives.gsnr(loss)(torch.zeros(2), x)
         tensor([2.0000, 0.5000])
     """
+    _checks.function("gsnr(loss=...)", loss)
 
     def ratios_of_loss(params: P, *batch: Any) -> P:
         seen = see("gsnr", loss, params, batch, at_least=2)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from pureopt.derivatives import _checks
 from pureopt.derivatives._per_sample._batch import see
 
 
@@ -73,6 +74,7 @@ def noise_scale(loss: Callable[..., Tensor]) -> Callable[..., NoiseScale]:
         >>> po.derivatives.noise_scale(loss)(torch.zeros(2), x)
         NoiseScale(ratio=tensor(0.6667), trace=tensor(2.), signal=tensor(3.))
     """
+    _checks.function("noise_scale(loss=...)", loss)
 
     def noise_of_loss(params: Any, *batch: Any) -> NoiseScale:
         seen = see("noise_scale", loss, params, batch, at_least=2)

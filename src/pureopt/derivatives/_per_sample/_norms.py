@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pureopt._typing import P
+from pureopt.derivatives import _checks
 from pureopt.derivatives._per_sample._batch import like_leaves, see
 
 
@@ -35,10 +36,8 @@ def per_sample_grad_norms(
     reparametrization, is differentiated sample by sample, some samples at a time; all
     leaves are, if ``loss`` itself applies transforms of ``torch.func`` or Taylor mode. A
     use that cannot be seen, by a function that hides its tensors from torch's dispatch,
-    gives NaN.
-    In a compiled function ``w.t()`` has a rule and ``w.T`` has none, because compilers
-    do not show it; nor do they show ``for row in w``, which gives NaN: write
-    ``w.unbind()``.
+    gives NaN. In a compiled function ``w.t()`` and ``w.unbind()`` have rules, while
+    ``w.T`` and ``for row in w``, which compilers do not show, have none.
 
     The norm of a zero gradient has the derivative 0. Where the terms of positions cancel,
     the rounding error of the squared norm is relative to those of the terms.
@@ -71,6 +70,7 @@ def per_sample_grad_norms(
         >>> po.derivatives.per_sample_grad_norms(loss)(torch.zeros(2), x)
         tensor([5., 2.])
     """
+    _checks.function("per_sample_grad_norms(loss=...)", loss)
 
     def norms_of_loss(params: Any, *batch: Any) -> Float[Tensor, "samples"]:
         seen = see("per_sample_grad_norms", loss, params, batch)
@@ -115,6 +115,7 @@ def per_sample_squared_norms(loss: Callable[..., Tensor]) -> Callable[..., Any]:
         >>> po.derivatives.per_sample_squared_norms(loss)(params, x)
         {'w': tensor([25.,  4.]), 'b': tensor([81.,  0.])}
     """
+    _checks.function("per_sample_squared_norms(loss=...)", loss)
 
     def squares_of_loss(params: P, *batch: Any) -> P:
         seen = see("per_sample_squared_norms", loss, params, batch)

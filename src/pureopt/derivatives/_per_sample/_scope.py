@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pureopt._errors import DerivativeError
@@ -74,6 +74,7 @@ class Scope:
         self.saved: list[Tensor] = []
         self.versions: list[tuple[Tensor, int]] = []
         self.opaque = [False] * leaves
+        self.shown: list[Tensor] = []
         self.composing = False
 
     def find(self, value: Any) -> Known | None:
@@ -122,20 +123,37 @@ class Scope:
         return [known for known in found if known is not None]
 
     def suspect(self, values: list[Any]) -> None:
-        """What may be ``w.T``, which a compiler does not show to the mode.
+        """What is made of leaves in ways that a compiler does not show to the mode.
 
-        It does not depend on the sample, and has the sizes of a leaf.
+        It has a gradient and does not depend on the sample. Which leaf it is made of is
+        known of ``w.T`` alone; ``F.pad(w)``, weight norms and the rows that a loop goes
+        over may be made of any.
         """
         for value in values:
-            if not isinstance(value, Tensor) or value.dim() < _MATRIX:
+            if not self.is_of_leaves(value) or self.find(value) is not None:
                 continue
-            if self.find(value) is not None:
+            if any(value is shown for shown in self.shown):
                 continue
-            for known in self.known:
-                # A `vmap` over the parameters makes batches of the leaves themselves.
-                sampled = is_batched(value) and not is_batched(known.tensor)
-                if not sampled and sorted(known.part.shape) == sorted(value.shape):
-                    self.opaque[known.part.leaf] = True
+            turned = [k.part.leaf for k in self.known if _is_turned(value, k.tensor)]
+            self.hide(turned or range(len(self.opaque)))
+
+    def is_of_leaves(self, value: Any) -> bool:
+        """Whether it may be made of leaves alone; compilers know what has a gradient.
+
+        A ``vmap`` over the parameters makes batches of the leaves themselves. The
+        parameters of another module, which are closed over, are made of nothing.
+        """
+        return (
+            isinstance(value, Tensor)
+            and value.requires_grad
+            and not isinstance(value, nn.Parameter)
+            and (not is_batched(value) or any(is_batched(k.tensor) for k in self.known))
+        )
+
+    def show(self, out: Any, values: list[Any]) -> None:
+        """What an operation that was seen has made, of leaves alone, is not suspect."""
+        if any(self.find(v) is not None or self.is_of_leaves(v) for v in values):
+            self.shown += [v for v in _flat([out]) if isinstance(v, Tensor)]
 
     def learn(self, tensor: Tensor, constant: Tensor, part: Part) -> Tensor:
         """From now on this view of a leaf is known."""
@@ -181,6 +199,15 @@ class Scope:
         self.known = []
         if not torch.compiler.is_compiling():
             raise Hidden
+
+
+def _is_turned(value: Tensor, leaf: Tensor) -> bool:
+    """Whether this may be ``leaf.T``."""
+    return (
+        value.dim() >= _MATRIX
+        and value.shape == leaf.shape[::-1]
+        and value.stride() == leaf.stride()[::-1]
+    )
 
 
 class _Scopes(threading.local):
@@ -230,8 +257,21 @@ def _seen(
         # Nothing has a gradient here, nor has a view that is used where others do.
         return func(*args, **kwargs)
     values = _flat([*args, *kwargs.values()])
-    if torch.compiler.is_compiling():
-        scope.suspect(values)
+    if not torch.compiler.is_compiling():
+        return _by_rule(scope, func, args, kwargs, values)
+    scope.suspect(values)
+    out = _by_rule(scope, func, args, kwargs, values)
+    scope.show(out, values)
+    return out
+
+
+def _by_rule(
+    scope: Scope,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    values: list[Any],
+) -> Any:
     found = scope.among(values)
     if not found:
         return func(*args, **kwargs)

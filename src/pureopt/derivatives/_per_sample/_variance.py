@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pureopt._typing import P
+from pureopt.derivatives import _checks
 from pureopt.derivatives._per_sample._batch import like_leaves, see
 
 
@@ -43,6 +44,7 @@ def grad_variance(loss: Callable[..., Tensor]) -> Callable[..., Any]:
         >>> po.derivatives.grad_variance(loss)(torch.zeros(2), x)
         tensor([4.5000, 2.0000])
     """
+    _checks.function("grad_variance(loss=...)", loss)
 
     def variance_of_loss(params: P, *batch: Any) -> P:
         seen = see("grad_variance", loss, params, batch, at_least=2)
