@@ -155,7 +155,7 @@ def test_constants_stay_torchs_own_in_forward_mode():
 
 def test_a_constant_of_rows_is_left_to_torch():
     rows = OTHER.to_sparse(1)
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(DerivativeError, match="which has no forward-mode derivative"):
         jvp(exact(lambda y: torch.sparse.mm(rows, y)), (D,), (D,))
 
 
@@ -272,13 +272,45 @@ def test_stored_zeros_have_derivatives():
     assert y._nnz() == X.count_nonzero()
 
 
-def test_a_write_keeps_shape_and_dtype():
+def test_a_write_keeps_the_dtype():
     def f(x):
         s = x.to_sparse().float()
-        s *= E
+        s *= E.to_sparse()
+        s.t_()
         return s.to_dense()
 
-    with pytest.raises(DerivativeError, match="keep shape and dtype"):
-        jvp(exact(f), (X,), (E,))
-    with pytest.raises(DerivativeError, match="name a dtype"):
-        jvp(exact(lambda x: x.to_sparse().type("torch.FloatTensor")), (X,), (E,))
+    y, slope = jvp(exact(f), (X,), (E,))
+    assert y.dtype == slope.dtype == torch.float32
+    torch.testing.assert_close(slope, (masked(E) * E).t().float())
+    torch.testing.assert_close(
+        grad(lambda x: exact(f)(x).sum())(X), grad(lambda x: f(x).sum())(X)
+    )
+    wide = torch.tensor(2.0, dtype=torch.float64)
+    lanes = vmap(exact(lambda x: x.to_sparse().mul_(wide).to_dense()))(X.float()[None])
+    assert torch.equal(lanes[0], 2 * X.float())
+    with pytest.raises(DerivativeError, match=r"dtype .*complex128 into .*float64"):
+        jvp(exact(lambda x: x.to_sparse().mul_(1j).to_dense()), (X,), (E,))
+
+
+def test_a_type_is_asked_for_or_made():
+    kinds = []
+
+    def f(x):
+        s = x.to_sparse()
+        kinds.append(s.type())
+        t = s.type("torch.sparse.FloatTensor").to_dense()
+        return t.double().sum() + s.type(torch.float32, True).to_dense().double().sum()
+
+    torch.testing.assert_close(grad(exact(f))(X), 2 * (X != 0).double())
+    assert kinds == ["torch.sparse.DoubleTensor"]
+
+
+def test_a_product_by_another_reduction_is_refused():
+    with pytest.raises(DerivativeError, match="reduce='amax'"):
+        jvp(exact(lambda x: torch.sparse.mm(x.to_sparse(), D, "amax")), (X,), (E,))
+
+
+def test_names_that_torch_does_not_know_are_left_to_it():
+    A = OTHER.to_sparse()
+    with pytest.raises(TypeError, match="_sparse_mm"):
+        jvp(exact(lambda y: torch.sparse.mm(A, y, other=y)), (D,), (D,))

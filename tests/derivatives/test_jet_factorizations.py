@@ -222,3 +222,200 @@ def test_a_rank_is_a_number():
     value, (slope,) = jet(lambda A: A.sum() * torch.linalg.matrix_rank(A), A, (A,))
     assert math.isclose(value, 2 * A.sum())
     assert math.isclose(slope, 2 * A.sum())
+
+
+def test_vectors_of_a_simple_zero_singular_value_are_smooth():
+    A = torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))
+    parts = [A, *path(3, 3)[1:]]
+    U, S, Vh = series(lambda A: tuple(torch.linalg.svd(A)), parts)
+    holds(product(product(U, [torch.diag_embed(s) for s in S]), Vh), parts)
+    for inner in (product(adjoint(U), U), product(Vh, adjoint(Vh))):
+        holds(inner, identity(inner))
+    # The projector on the null space of a symmetric curve: by perturbation theory.
+    f = lambda x: torch.linalg.svd(x, full_matrices=False)[2][2, 0] ** 2  # noqa: E731
+    g = lambda x: torch.linalg.eigh(x.mT @ x)[1][0, 0] ** 2  # noqa: E731
+    torch.testing.assert_close(laplacian(f)(A), laplacian(g)(A))
+
+
+def test_equal_singular_values_share_the_derivative_of_the_largest():
+    v = randn(3, 3)
+    norm = lambda A: torch.linalg.matrix_norm(A, 2)  # noqa: E731
+    eye = torch.eye(3, dtype=v.dtype)
+    _, (slope,) = jet(norm, eye, (v,))
+    torch.testing.assert_close(slope, jvp(norm, (eye,), (v,))[1])
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 3), (0, 3), (3, 0), (0, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda A: torch.linalg.svd(A, full_matrices=False)[0],
+        torch.linalg.svdvals,
+        lambda A: torch.linalg.matrix_norm(A, 2),
+        lambda A: torch.linalg.matrix_norm(A, "nuc"),
+        torch.linalg.cond,
+        torch.linalg.pinv,
+        lambda A: torch.linalg.qr(A)[1],
+    ],
+    ids=["svd", "svdvals", "norm", "nuclear", "cond", "pinv", "qr"],
+)
+def test_matrices_without_numbers(f, shape):
+    # Beside them what has a derivative, as a point must.
+    tree = {"A": randn(*shape), "x": randn(2)}
+    value, (slope,) = jet(lambda t: f(t["A"]), tree, (tree,))
+    assert value.shape == slope.shape == f(tree["A"]).shape
+    assert not slope.any()
+
+
+def test_a_singular_matrix_among_others_has_the_inverse_of_torch():
+    A = torch.stack([torch.zeros(2, 2), torch.eye(2)]).double()
+    v = randn(2, 2, 2)
+
+    def inverse(A):
+        found = torch.linalg.inv_ex(A)
+        return found.inverse, found.info * 1.0
+
+    (value, info), ((slope, _),) = jet(inverse, A, (v,))
+    assert info.tolist() == torch.linalg.inv_ex(A).info.tolist() == [1, 0]
+    torch.testing.assert_close(value, torch.linalg.inv_ex(A)[0], equal_nan=True)
+    torch.testing.assert_close(slope[1], -v[1])
+    with pytest.raises(torch.linalg.LinAlgError):
+        jet(lambda A: torch.linalg.inv_ex(A, check_errors=True)[0], A, (v,))
+    for p in (1, torch.inf, "fro", "nuc"):
+        value, (slope,) = jet(lambda A, p=p: torch.linalg.cond(A, p), A, (v,))
+        torch.testing.assert_close(value, torch.linalg.cond(A, p), equal_nan=True)
+        assert slope[1].isfinite()
+
+
+def test_least_squares_by_name_and_of_batches():
+    A, b = randn(2, 2, 2), randn(2, 2, seed=1)
+    for right in (b, randn(2, 3, seed=2)):  # vectors; a matrix for all
+        value, (slope,) = jet(
+            lambda A, right=right: torch.linalg.lstsq(input=A, b=right).solution,
+            A,
+            (A,),
+        )
+        truth = torch.linalg.lstsq(A, right).solution
+        torch.testing.assert_close(value, truth)
+        torch.testing.assert_close(slope, -truth)
+    value, (slope,) = jet(
+        lambda A: torch.linalg.lstsq(A, b[:1, :1])[0], A[:, :1, :1], (A[:, :1, :1],)
+    )
+    assert value.shape == slope.shape == (2, 1, 1)
+
+
+def test_tolerances_decide_what_has_full_rank():
+    A = torch.diag(torch.tensor([1.0, 1e-3], dtype=torch.float64))
+    pairs = [
+        (torch.linalg.pinv, True),
+        (lambda A: torch.linalg.pinv(A, rtol=1e-2), False),
+        (lambda A: torch.linalg.pinv(A, 1e-2), False),
+        (lambda A: torch.pinverse(A, 1e-2), False),
+        (lambda A: torch.linalg.pinv(A, atol=1e-2), False),
+        (lambda A: torch.linalg.pinv(A, hermitian=True), True),
+        (lambda A: torch.linalg.lstsq(A, A, 1e-2, driver="gelsd")[0], False),
+    ]
+    for f, full in pairs:
+        value, (slope,) = jet(f, A, (A,))
+        torch.testing.assert_close(value, f(A))
+        assert slope.isfinite().all() == full
+    # Of a matrix that is not Hermitian its lower triangle is read, also for the rank.
+    skewed = torch.tensor([[1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    f = lambda A: torch.linalg.pinv(A, hermitian=True)  # noqa: E731
+    assert torch.equal(jet(f, skewed, (skewed,))[0], f(skewed))
+
+
+def test_residuals_of_complex_numbers_are_real():
+    A, B = randn(4, 2), randn(4, 1, seed=1)
+
+    def f(x):
+        C = torch.complex(x, x.sin())
+        found = torch.linalg.lstsq(C, torch.complex(B, B), driver="gels")
+        left = C @ found.solution - torch.complex(B, B)
+        return found.residuals, left.abs().square().sum(-2)
+
+    residuals, squares = series(f, [A, *path(4, 2)[1:]])
+    assert residuals[0].dtype == torch.float64
+    holds(residuals, squares)
+
+
+def test_what_is_left_out_is_left_out_as_in_torch():
+    A = randn(3, 2)
+    shapes = []
+
+    def f(A):
+        shapes.append(torch.linalg.qr(A, mode="r").Q.shape)
+        found = torch.svd(A, compute_uv=False)
+        shapes.extend((found.U.shape, found.V.shape))
+        return found.S
+
+    value, _ = jet(f, A, (A,))
+    (empty, left, right), found = shapes, torch.svd(A, compute_uv=False)
+    assert empty == (0,)
+    assert (left, right) == (found.U.shape, found.V.shape)
+    assert torch.equal(value, found.S)
+
+
+def test_the_right_vectors_of_torch_svd_are_the_adjoints_of_those_of_linalg():
+    def f(x):
+        A = torch.complex(x, x.cos())
+        ours, theirs = torch.svd(A).V, torch.linalg.svd(A, full_matrices=False).Vh
+        return torch.view_as_real(ours), torch.view_as_real(theirs.mH.resolve_conj())
+
+    V, W = series(f, path(3, 2))
+    holds(V, W)
+    value = torch.linalg.svd(torch.complex(path(3, 2)[0], path(3, 2)[0].cos()))[2]
+    torch.testing.assert_close(torch.view_as_complex(V[0]), value.mH.resolve_conj())
+
+
+def test_norms_in_a_wider_dtype():
+    A = randn(3, 2).float()
+    for order in (2, -2, "nuc", 1):
+        f = lambda A, order=order: torch.linalg.matrix_norm(  # noqa: E731
+            A, order, dtype=torch.float64
+        )
+        value, (slope,) = jet(f, A, (A,))
+        assert value.dtype == slope.dtype == torch.float64
+        torch.testing.assert_close(value, f(A))
+        torch.testing.assert_close(slope, f(A))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda A: torch.linalg.vander(A, N=1),
+        lambda A: torch.linalg.matrix_norm(A, 2, dim=(0, 5)),
+        lambda A: torch.linalg.matrix_norm(A, "nuc", dim=(0, 0)),
+        lambda A: torch.linalg.matrix_norm(A, 2, dtype=torch.float32),
+        lambda A: torch.linalg.norm(A[None], 2),
+        lambda A: torch.linalg.cond(A, "fro"),
+        lambda A: torch.linalg.cond(A, "foo"),
+        lambda A: torch.linalg.svdvals(A[0]),
+    ],
+    ids=["vander", "range", "same", "dtype", "dims", "square", "order", "vector"],
+)
+def test_what_torch_refuses_is_refused_in_its_words(f):
+    A = randn(3, 2)
+    with pytest.raises((RuntimeError, IndexError)) as theirs:
+        f(A)
+    with pytest.raises((RuntimeError, IndexError)) as ours:
+        jet(f, A, (A,))
+    assert str(ours.value).splitlines()[0] == str(theirs.value).splitlines()[0]
+
+
+def test_powers_in_either_order():
+    x = randn(3)
+    for f in (torch.vander, torch.linalg.vander, lambda x: torch.vander(x, 2, True)):
+        value, (slope,) = jet(f, x, (torch.ones_like(x),))
+        assert torch.equal(value, f(x))
+        torch.testing.assert_close(slope, jvp(f, (x,), (torch.ones_like(x),))[1])
+
+
+@pytest.mark.compile
+def test_compiled_factors_of_wide_matrices():
+    def f(A):
+        return torch.linalg.qr(A)[1].sum() + torch.linalg.svdvals(A)[0]
+
+    A = randn(2, 3)
+    compiled = torch.compile(laplacian(f), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(A), laplacian(f)(A))

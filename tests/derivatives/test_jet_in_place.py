@@ -345,6 +345,39 @@ def test_constants_that_torch_does_not_count_the_writes_of_are_read_at_once():
     torch.testing.assert_close(lanes, 3 * truth, rtol=1e-12, atol=1e-12)
 
 
+def test_they_may_stand_beside_others():
+    w = torch.ones(3, dtype=torch.float64)
+
+    def f(x):
+        c = torch.full((3,), 2.0, dtype=torch.float64)
+        y = torch.einsum("i,i,i->i", w, x, c)
+        c.zero_()
+        return y.sin().sum()
+
+    x = randn(3)
+    with torch.inference_mode():
+        got = laplacian(f)(x)
+    truth = -4 * (2 * x).sin().sum()
+    torch.testing.assert_close(got.clone(), truth, rtol=1e-12, atol=0)
+
+
+class Listed(list):
+    """Another list."""
+
+
+def test_a_list_of_another_class_is_read_too():
+    def f(x):
+        dims = Listed([1, 0])
+        y = (x[:, None] * torch.arange(2, dtype=x.dtype)).permute(dims)
+        dims.reverse()
+        return (y**3)[1].sum()
+
+    x = randn(3)
+    torch.testing.assert_close(
+        laplacian(f)(x), hessian(f)(x).trace(), rtol=1e-12, atol=0
+    )
+
+
 def test_a_value_may_be_written_to_outside_of_the_series_of_a_sum_of_products():
     def f(x):
         y = x.exp()

@@ -96,19 +96,20 @@ class SparseStandIn(StandIn):
             or named.pop("out", None) is not None
             or (in_place and not isinstance(args[0], cls))
         ):
-            return _by_torch(func, args, kwargs or {}, writes=in_place)
+            return by_torch(func, args, kwargs or {}, writes=in_place)
         y = rule(*args, **named)
         return args[0].become(y, func) if in_place else y
 
     def become(self, new: SparseStandIn, func: Callable[..., Any]) -> SparseStandIn:
-        """What ``func`` does, an operation in place."""
-        if (new.shape, new.dtype) != (self.shape, self.dtype):
+        """What ``func`` does, an operation in place: the dtype stays."""
+        if not torch.can_cast(new.dtype, self.dtype):
             raise refused(
-                "keep shape and dtype of what it writes to",
-                f"`{func.__name__}` of {tuple(new.shape)} and {new.dtype} into "
-                f"{tuple(self.shape)} and {self.dtype}",
+                "keep the dtype of what it writes to",
+                f"`{func.__name__}` of {new.dtype} into {self.dtype}",
                 "Compute a new one: `s = s * t` in place of `s *= t`.",
             )
+        if new.dtype != self.dtype:
+            new = new.like(new.stored.to(self.dtype), new.rest.to(self.dtype))
         for name in self.__slots__:
             setattr(self, name, getattr(new, name))
         return self
@@ -176,7 +177,7 @@ def _written_by(name: str) -> str | None:
     return _WRITTEN.get(name)
 
 
-def _by_torch(
+def by_torch(
     func: Callable[..., Any],
     args: tuple[Any, ...],
     named: dict[str, Any],

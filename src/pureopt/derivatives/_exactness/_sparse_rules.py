@@ -22,6 +22,7 @@ from pureopt.derivatives._exactness._sparse import (
     Rule,
     SparseStandIn,
     as_stand_in,
+    by_torch,
     flat_places,
     from_dense,
     gathered,
@@ -82,10 +83,11 @@ def _cast(name: str) -> Rule:
     return rule
 
 
-def _type(x: SparseStandIn, dtype: Any = None, **kwargs: Any) -> SparseStandIn:
+def _type(x: SparseStandIn, dtype: Any = None, non_blocking: bool = False) -> Any:
+    """With a dtype a cast; without, or with a name of torch's, a question for torch."""
     if not isinstance(dtype, torch.dtype):
-        raise refused("name a dtype for sparse tensors", f"`type({dtype!r})`")
-    return _cast("to")(x, dtype, **kwargs)
+        return by_torch(torch.Tensor.type, (x, dtype), {}, writes=False)
+    return _cast("to")(x, dtype, non_blocking)
 
 
 def _to_dense(

@@ -160,6 +160,8 @@ def norm(
     if ord is None:
         return vector_norm(input, 2, dim, keepdim, dtype=dtype)
     dims = _dims(input, dim)
+    if dim is None and len(dims) > 2:  # noqa: PLR2004
+        return torch.linalg.norm(input, ord)  # which refuses it
     if isinstance(ord, str) or len(dims) == 2:  # noqa: PLR2004
         return matrix_norm(input, ord, dims, keepdim, dtype=dtype)
     return vector_norm(input, ord, dim, keepdim, dtype=dtype)

@@ -44,8 +44,10 @@ def _named_as_in_rules(
 
 def _own(x: Any) -> Any:
     """A list, or those in a tuple, which the program may change before they are read."""
-    if type(x) is list or (type(x) is tuple and any(type(part) is list for part in x)):
-        return type(x)(map(_own, x))
+    if isinstance(x, list):
+        return [*map(_own, x)]
+    if type(x) is tuple and any(isinstance(part, list) for part in x):
+        return tuple(map(_own, x))
     return x
 
 

@@ -104,6 +104,12 @@ def inv(A: Jet) -> Jet:
     return solve(A, eye.expand(A.shape))
 
 
+def refused_by_torch(f: Callable[..., Any], A: Jet, *args: Any, **kwargs: Any) -> None:
+    """Raise as torch does of such a shape and such options, without its work."""
+    if not torch.compiler.is_compiling():
+        f(torch.empty(A.shape, dtype=A.dtype, device="meta"), *args, **kwargs)
+
+
 class Inverse(NamedTuple):
     """As ``torch.linalg.inv_ex`` returns it."""
 
@@ -113,8 +119,12 @@ class Inverse(NamedTuple):
 
 @rule("linalg.inv_ex")
 def inv_ex(A: Jet, *, check_errors: bool = False) -> Inverse:
-    info = torch.linalg.inv_ex(A.value, check_errors=check_errors).info
-    return Inverse(inv(A), info)
+    """Of a singular matrix what torch makes of it, whose derivatives are not finite."""
+    found = torch.linalg.inv_ex(A.value, check_errors=check_errors)
+    packed, pivots, _ = torch.linalg.lu_factor_ex(A.value)
+    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand(A.shape)
+    x = _solved(A, lift(A, eye), lambda c: _lu.lu_solve(packed, pivots, c))
+    return Inverse(like(A, found.inverse, x.coefficients), found.info)
 
 
 @rule("linalg.tensorinv")
@@ -241,12 +251,18 @@ def multi_dot(tensors: Any, *more: Any) -> Any:
     return functools.reduce(torch.matmul, factors)
 
 
-@rule("linalg.vander")
-def vander(x: Jet, *, N: int | None = None) -> Any:
+@rule("vander")
+def vander_(x: Jet, N: int | None = None, increasing: bool = False) -> Any:
     powers: list[Any] = [torch.ones_like(x)]
     for _ in range(1, x.shape[-1] if N is None else N):
         powers.append(powers[-1] * x)
-    return torch.stack(powers, -1)
+    return torch.stack(powers if increasing else powers[::-1], -1)
+
+
+@rule("linalg.vander")
+def vander(x: Jet, *, N: int | None = None) -> Any:
+    refused_by_torch(torch.linalg.vander, x, N=N)
+    return vander_(x, N, True)
 
 
 @rule("matrix_exp")

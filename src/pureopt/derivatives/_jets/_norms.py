@@ -13,7 +13,9 @@ import torch
 
 from pureopt._errors import DerivativeError
 from pureopt.derivatives._exactness import _products, _vector_norms
+from pureopt.derivatives._jets._algebra import constant
 from pureopt.derivatives._jets._jet import Jet, missing
+from pureopt.derivatives._jets._linalg import refused_by_torch
 from pureopt.derivatives._jets._register import rule
 from pureopt.derivatives._jets._singular import nuclear_norm, svdvals
 
@@ -60,6 +62,10 @@ def matrix_norm(
     """Of all elements, of singular values, or of the sums over rows or columns."""
     if ord == "fro":
         return vector_norm(A, 2, dim, keepdim, dtype=dtype)
+    refused_by_torch(torch.linalg.matrix_norm, A, ord, dim, keepdim, dtype=dtype)
+    if not A.value.numel():
+        value = torch.linalg.matrix_norm(A.value, ord, dim, keepdim, dtype=dtype)
+        return constant(A, value)
     x = A if dtype is None else A.to(dtype)
     rows, columns = (d % x.ndim for d in dim)
     if ord in {2, -2, "nuc"}:
@@ -69,9 +75,6 @@ def matrix_norm(
         first, second = sorted((rows, columns))
         return y.unsqueeze(first).unsqueeze(second)
     x = torch.abs(x)
-    if ord not in {1, -1, torch.inf, -torch.inf}:
-        torch.linalg.matrix_norm(A.value, ord)  # an order that torch refuses
-        raise _without(torch.linalg.matrix_norm, f"ord={ord}")
     along, over = (rows, columns) if abs(float(ord)) == 1 else (columns, rows)
     choose = torch.amax if float(ord) > 0 else torch.amin
     y = choose(x.sum(along, keepdim=True), over, True)
@@ -81,17 +84,24 @@ def matrix_norm(
 def _of_singular_values(A: Jet, ord: float | str) -> Any:  # noqa: A002
     if ord == "nuc":
         return nuclear_norm(A)
-    values = svdvals(A)
-    return values[..., 0] if ord == 2 else values[..., -1]  # noqa: PLR2004
+    choose = torch.amax if ord == 2 else torch.amin  # noqa: PLR2004
+    return choose(svdvals(A), -1)
 
 
 @rule("linalg.cond")
 def cond(A: Jet, p: float | str | None = None) -> Any:
+    refused_by_torch(torch.linalg.cond, A, p)
+    if not A.value.numel():
+        return constant(A, torch.linalg.cond(A.value, p))
     if p in {None, 2, -2}:
         values = svdvals(A)
         largest, smallest = values[..., 0], values[..., -1]
         return smallest / largest if p == -2 else largest / smallest  # noqa: PLR2004
-    return matrix_norm(A, p) * matrix_norm(torch.linalg.inv(A), p)
+    singular = torch.linalg.inv_ex(A.value).info != 0
+    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    regular: Any = torch.where(singular[..., None, None], eye, A)
+    ratio = matrix_norm(A, p) * matrix_norm(torch.linalg.inv(regular), p)
+    return torch.where(singular, torch.linalg.cond(A.value.detach(), p), ratio)
 
 
 @rule("scatter_reduce")

@@ -44,13 +44,14 @@ def qr_(input: Jet, some: bool = True) -> Factors:  # noqa: A002
 @rule("linalg.qr")
 def qr(A: Jet, mode: str = "reduced") -> Factors:
     """Of a wide matrix, the factors of its first columns, and theirs times the others."""
+    if mode == "r":
+        return Factors(A.value.new_empty(0), qr(A).R)
     Q, R = torch.linalg.qr(A.value, mode)
     rows, columns = A.shape[-2:]
     if rows < columns:
         first, upper = qr(A[..., :rows])
-        whole: Any = torch.cat([upper, first.mH @ A[..., rows:]], -1)
-        second = like(A, R, whole.coefficients)
-        return Factors(Q if mode == "r" else first, second)
+        whole: Any = torch.cat([upper, torch.matmul(first.mH, A[..., rows:])], -1)
+        return Factors(first, like(A, R, whole.coefficients))
     if mode == "complete" and rows > columns:
         raise DerivativeError(
             "jet(f=...)",
@@ -58,9 +59,6 @@ def qr(A: Jet, mode: str = "reduced") -> Factors:
             f"`torch.linalg.qr(A, mode='complete')` of {rows} x {columns}",
             "Pass `mode='reduced'`.",
         )
-    if mode == "r":
-        first, upper = qr(A)
-        return Factors(Q, upper)
     return _tall(A, Q, R)
 
 
@@ -141,18 +139,18 @@ def pinverse(input: Jet, rcond: float = 1e-15) -> Jet:  # noqa: A002
 @rule("linalg.lstsq")
 def lstsq(
     A: Any,
-    B: Any,
+    b: Any,
     rcond: float | None = None,
     *,
     driver: str | None = None,
 ) -> LeastSquares:
-    """The solution has the derivatives of ``pinv(A) @ B``."""
-    found = torch.linalg.lstsq(value_of(A), value_of(B), rcond, driver=driver)
-    jet = belongs(A, B)
-    is_vector = value_of(B).ndim == value_of(A).ndim - 1
-    b = B.unsqueeze(-1) if is_vector else B
-    x: Any = torch.matmul(torch.linalg.pinv(A, rtol=rcond), b)
-    left = torch.matmul(A, x) - b
+    """The solution has the derivatives of ``pinv(A) @ b``."""
+    found = torch.linalg.lstsq(value_of(A), value_of(b), rcond, driver=driver)
+    jet = belongs(A, b)
+    is_vector = value_of(b).shape == value_of(A).shape[:-1]
+    columns = b.unsqueeze(-1) if is_vector else b
+    x: Any = torch.matmul(torch.linalg.pinv(A, rtol=rcond), columns)
+    left = torch.matmul(A, x) - columns
     x = x.squeeze(-1) if is_vector else x
     residuals: Any = found.residuals
     if residuals.numel():

@@ -50,12 +50,13 @@ def svd_(input: Jet, some: bool = True, compute_uv: bool = True) -> SingularV:  
         zeros = torch.svd(input.value, compute_uv=False)
         return SingularV(zeros.U, svdvals(input), zeros.V)
     U, S, Vh = svd(input, full_matrices=not some)
-    return SingularV(U, S, Vh.mH)
+    return SingularV(U, S, _adjoint(Vh))
 
 
 @rule("linalg.svd")
 def svd(A: Jet, full_matrices: bool = True, *, driver: str | None = None) -> Singular:
     """Where singular values are equal, derivatives that do not exist are NaN."""
+    U, S, Vh = torch.linalg.svd(A.value, full_matrices=False, driver=driver)
     rows, columns = A.shape[-2:]
     if full_matrices and rows != columns:
         raise DerivativeError(
@@ -64,12 +65,18 @@ def svd(A: Jet, full_matrices: bool = True, *, driver: str | None = None) -> Sin
             f"`torch.linalg.svd(A)` of {rows} x {columns} with `full_matrices=True`",
             "Pass `full_matrices=False`, or call `torch.linalg.svdvals`.",
         )
-    U, S, Vh = torch.linalg.svd(A.value, full_matrices=False, driver=driver)
+    if not A.value.numel():
+        return Singular(*(constant(A, value) for value in (U, S, Vh)))
     if rows < columns:
         right, values, left = _tall(A.mH, Vh.mH, S, U)
-        return Singular(left, values, right.mH)
+        return Singular(left, values, _adjoint(right))
     left, values, right = _tall(A, U, S, Vh.mH)
-    return Singular(left, values, right.mH)
+    return Singular(left, values, _adjoint(right))
+
+
+def _adjoint(x: Jet) -> Any:
+    """Not as a view that is still to be conjugated, as torch has none here."""
+    return linear(lambda c: c.mH.resolve_conj(), x)
 
 
 @rule("linalg.svdvals")
@@ -121,6 +128,9 @@ def _tall(A: Jet, U: Tensor, values: Tensor, V: Tensor) -> tuple[Jet, Jet, Jet]:
     follows from those below it: it is the perturbation series of the Hermitian matrix
     that has ``A`` and its adjoint beside a diagonal of zeros.
 
+    On the diagonal the real part of ``Y`` is that for which ``u`` and ``v`` have one
+    length, which is finite where :math:`\sigma_j` is zero.
+
     References:
         Kato (1995), chapter II, section 2.
     """
@@ -139,7 +149,7 @@ def _tall(A: Jet, U: Tensor, values: Tensor, V: Tensor) -> tuple[Jet, Jet, Jet]:
         change = None if even is None else even.diagonal(dim1=-2, dim2=-1)
         x, y, c = (
             _longer(x, even, shift, apart),
-            _longer(y, odd, shift, _sums(values)),
+            _balanced(_longer(y, odd, shift, _sums(values)), x, c),
             _longer(c, rest, shift, _own(values)),
         )
         shift = like(A, shift.value, [*shift.coefficients, change])
@@ -157,6 +167,34 @@ def _longer(x: Jet, top: Coefficient, shift: Jet, gap: Tensor) -> Jet:
     for j in range(1, k):
         top = plus(top, scaled(bilinear_term(_columns, x, shift, k - j, j), -1))
     return like(x, x.value, [*x.coefficients, None if top is None else top / gap])
+
+
+def _balanced(y: Jet, x: Jet, c: Jet) -> Jet:
+    r"""``y`` with the diagonal for which ``u`` and ``v`` have one length.
+
+    .. math::
+        \operatorname{Re} y_{jj} = - \sum_{0<l<k} \bigl( \langle x_j, y_j \rangle
+            + \tfrac14 \langle c_j, c_j \rangle \bigr)
+
+    with the products of orders ``l`` and ``k - l`` of a column.
+    """
+    *before, last = y.coefficients
+    if last is None:
+        return y
+    k = len(before) + 1
+    total: Coefficient = None
+    for j in range(1, k):
+        total = plus(total, bilinear_term(_inner, x, y, j, k - j))
+        total = plus(total, scaled(bilinear_term(_inner, c, c, j, k - j), 0.25))
+    diagonal = last.diagonal(dim1=-2, dim2=-1)
+    real = torch.zeros_like(diagonal.real) if total is None else -total
+    new = torch.complex(real, diagonal.imag) if last.is_complex() else real
+    itself = torch.eye(last.shape[-1], dtype=torch.bool, device=last.device)
+    return like(y, y.value, [*before, torch.where(itself, torch.diag_embed(new), last)])
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a.conj() * b).sum(-2).real
 
 
 def _columns(vectors: Tensor, factors: Tensor) -> Tensor:
