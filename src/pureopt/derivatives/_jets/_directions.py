@@ -58,14 +58,16 @@ def _extent(value: Tensor, jets: Sequence[Jet], k: int, lanes: bool) -> Extent |
     They are on the CPU in double precision; in float32 they gained nothing and cost up to
     a sixth where gradients were asked for. Other devices are slowed by small kernels.
     """
-    if value.device.type != "cpu" or value.dtype != torch.float64:
+    if value.dtype != torch.float64 or not value.is_cpu:
         return None
     for x in jets:
         size = _size(x.terms[k - 1])
-        if size is not None and x.value.numel():
-            shared = size.numbers // x.value.numel() * value.numel()
-            all_lanes = size.directions * innermost(value).numel()
-            return Extent(size.directions, all_lanes if lanes else shared)
+        if size is None or not x.value.numel():
+            continue
+        if lanes:
+            return Extent(size.directions, size.directions * innermost(value).numel())
+        shared = size.numbers // x.value.numel() * value.numel()
+        return Extent(size.directions, shared)
     return None
 
 
@@ -77,7 +79,7 @@ def _size(c: Coefficient | Later) -> Extent | None:
         c = c.made
     if c is None:
         return None
-    size = Extent(len(c), innermost(c).numel())
+    size = Extent(c.shape[0], innermost(c).numel())
     return None if size.numbers > 2 * _NUMBERS and is_of_lanes(c) else size
 
 

@@ -77,7 +77,8 @@ def log10(x: Jet) -> Jet:
 def tanh(x: Jet) -> Jet:
     r""":math:`y' = (1 - y^2) x'`."""
     value = x.value.tanh()
-    first = torch.addcmul(value.new_ones(()), value, value, value=-1)
+    one = torch.ones((), dtype=value.dtype, device=value.device)
+    first = torch.addcmul(one, value, value, value=-1)
 
     def slope(y: Series, k: int) -> Coefficient:
         # Half the square, most of whose terms have the factor one.

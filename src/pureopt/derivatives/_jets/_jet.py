@@ -148,7 +148,8 @@ class Jet(StandIn):
         rule = _by_identity(func) or RULES.get(func)
         if rule is None:
             raise missing(func)
-        args = tuple(map(_own, args))
+        if any(isinstance(x, list | tuple) for x in args):
+            args = tuple(map(_own, args))
         if not kwargs:
             return rule(*args)
         kwargs = {name: _own(value) for name, value in kwargs.items()}

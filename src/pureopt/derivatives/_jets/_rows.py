@@ -63,7 +63,8 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     What torch refuses is left to torch, whose error names it.
     """
     return (
-        not torch.compiler.is_compiling()
+        x.dtype == torch.float32
+        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         and _is_plain(x)
         and _is_plain(weight)
@@ -137,11 +138,15 @@ def _of_lanes(
 
     Not beneath a transform that differentiates: its wrapper would be in theirs.
     """
+    if not is_batched(x):
+        return product(x, *constants)
     level = _level(x)
     if (
-        not is_batched(x)
-        or max(map(_level, constants)) >= level
-        or not _transforms(above=level) <= {_FUNCTORCH.TransformType.Vmap}
+        max(map(_level, constants)) >= level
+        or not (
+            level == _FUNCTORCH.get_dynamic_layer_stack_depth()  # the last one
+            or _transforms(above=level) <= {_FUNCTORCH.TransformType.Vmap}
+        )
     ):
         return product(x, *constants)
     rows, lane = _FUNCTORCH.get_unwrapped(x), _FUNCTORCH.maybe_get_bdim(x)
