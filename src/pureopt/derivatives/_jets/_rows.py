@@ -141,12 +141,9 @@ def _of_lanes(
     if not is_batched(x):
         return product(x, *constants)
     level = _level(x)
-    if (
-        max(map(_level, constants)) >= level
-        or not (
-            level == _FUNCTORCH.get_dynamic_layer_stack_depth()  # the last one
-            or _transforms(above=level) <= {_FUNCTORCH.TransformType.Vmap}
-        )
+    if max(map(_level, constants)) >= level or not (
+        level == _FUNCTORCH.get_dynamic_layer_stack_depth()  # the last one
+        or _transforms(above=level) <= {_FUNCTORCH.TransformType.Vmap}
     ):
         return product(x, *constants)
     rows, lane = _FUNCTORCH.get_unwrapped(x), _FUNCTORCH.maybe_get_bdim(x)
