@@ -192,13 +192,20 @@ def test_exact_mends_layer_norm_and_not_a_wrong_backward():
         (lambda x: float(x[0]), "torch.Tensor.__float__"),
         (lambda x: math.sin(x[0]), "torch.Tensor.__float__"),
         (lambda x: sum(x.tolist()), "torch.Tensor.tolist"),
+        (lambda x: complex(x.sum()).real, "torch.Tensor.__complex__"),
     ],
-    ids=["item", "float", "math", "tolist"],
+    ids=["item", "float", "math", "tolist", "complex"],
 )
 def test_what_reads_a_tensor_into_a_number_is_a_culprit(read, name):
     report = audit(lambda x: x.sin().sum() * read(x), randn(3), order=2)
     assert not_right(report).keys() == {"R", "F", "RR", "RF", "FR", "FF"}
     assert [(c.name, c.mended) for c in report.culprits] == [(name, False)]
+    # Also inside of `exact`, by the line that reads.
+    inside = audit(
+        po.derivatives.exact(lambda x: x.sin().sum() * read(x)), randn(3), order=1
+    )
+    assert [c.name for c in inside.culprits] == [name]
+    assert "test_audit.py" in inside.culprits[0].where
     # What is only asked is none.
     right = audit(lambda x: x.sum() * (2 if read(x) > -1e9 else 3), randn(3), order=2)
     assert right.ok

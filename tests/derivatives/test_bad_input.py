@@ -185,8 +185,22 @@ def test_a_branch_on_values_in_lanes_is_told_of_exact(transform):
         vmap(lambda x: D.hvp(lambda x: x.sum() if x.sum() > 0 else -x.sum(), x, x))(
             randn(3, 2)
         )
-    with pytest.raises(ValueError, match="mine"):
-        D.exact(lambda x: int("mine"))(X)
+
+
+class MineError(ValueError):
+    """An error of the program."""
+
+
+def test_errors_of_the_program_are_left_alone_by_exact():
+    def f(x):
+        raise MineError("calling .item() on a Tensor")
+
+    for call in (D.exact(f), grad(D.exact(f))):
+        with pytest.raises(MineError):
+            call(X)
+    # Nor is there a transform to blame.
+    with pytest.raises(RuntimeError, match="numpy"):
+        D.exact(lambda x: x.numpy())(X.clone().requires_grad_())
 
 
 def test_a_log_determinant_names_itself():

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch.func import jvp
+from torch.func import grad, jvp
 
 import pureopt
 from pureopt.derivatives import jet, laplacian
@@ -237,6 +237,13 @@ def test_vectors_of_a_simple_zero_singular_value_are_smooth():
     torch.testing.assert_close(laplacian(f)(A), laplacian(g)(A))
 
 
+def test_gradients_past_a_zero_singular_value():
+    A = torch.diag(torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64))
+    f = lambda x: torch.linalg.svdvals(x)[0]  # noqa: E731
+    g = lambda x: torch.linalg.eigvalsh(x.mT @ x)[-1].sqrt()  # noqa: E731
+    torch.testing.assert_close(grad(laplacian(f))(A), grad(laplacian(g))(A))
+
+
 def test_equal_singular_values_share_the_derivative_of_the_largest():
     v = randn(3, 3)
     norm = lambda A: torch.linalg.matrix_norm(A, 2)  # noqa: E731
@@ -384,6 +391,8 @@ def test_norms_in_a_wider_dtype():
     "f",
     [
         lambda A: torch.linalg.vander(A, N=1),
+        torch.vander,
+        lambda A: torch.vander(A[0], N=-1),
         lambda A: torch.linalg.matrix_norm(A, 2, dim=(0, 5)),
         lambda A: torch.linalg.matrix_norm(A, "nuc", dim=(0, 0)),
         lambda A: torch.linalg.matrix_norm(A, 2, dtype=torch.float32),
@@ -392,7 +401,18 @@ def test_norms_in_a_wider_dtype():
         lambda A: torch.linalg.cond(A, "foo"),
         lambda A: torch.linalg.svdvals(A[0]),
     ],
-    ids=["vander", "range", "same", "dtype", "dims", "square", "order", "vector"],
+    ids=[
+        "vander",
+        "matrix",
+        "negative",
+        "range",
+        "same",
+        "dtype",
+        "dims",
+        "square",
+        "order",
+        "vector",
+    ],
 )
 def test_what_torch_refuses_is_refused_in_its_words(f):
     A = randn(3, 2)
@@ -405,7 +425,12 @@ def test_what_torch_refuses_is_refused_in_its_words(f):
 
 def test_powers_in_either_order():
     x = randn(3)
-    for f in (torch.vander, torch.linalg.vander, lambda x: torch.vander(x, 2, True)):
+    for f in (
+        torch.vander,
+        torch.linalg.vander,
+        lambda x: torch.vander(x, 2, True),
+        lambda x: torch.vander(x, 0),
+    ):
         value, (slope,) = jet(f, x, (torch.ones_like(x),))
         assert torch.equal(value, f(x))
         torch.testing.assert_close(slope, jvp(f, (x,), (torch.ones_like(x),))[1])

@@ -117,6 +117,13 @@ def test_compiled_uses_that_are_not_shown_are_differentiated_sample_by_sample(na
 
 
 @pytest.mark.compile
+def test_compiled_a_loss_that_is_a_number_of_the_parameters():
+    norms = D.per_sample_grad_norms(lambda w, x: next(iter(w)))
+    compiled = torch.compile(norms, fullgraph=True, backend="aot_eager")
+    close(compiled(randn(3), randn(B, 3)), torch.ones(B, dtype=torch.float64))
+
+
+@pytest.mark.compile
 def test_compiled_what_is_shown_keeps_its_rules(monkeypatch):
     hidden = []
     hide = Scope.hide
@@ -126,7 +133,12 @@ def test_compiled_what_is_shown_keeps_its_rules(monkeypatch):
         return hide(self, hidden)
 
     monkeypatch.setattr(Scope, "hide", listed)
-    loss = lambda p, x: (F.linear((x @ p["w"].t()).sin(), p["v"]) - TEACHER(x)).sum()  # noqa: E731
+    C = randn(2, seed=4).requires_grad_()
+
+    def loss(p, x):
+        y = F.linear((x @ p["w"].t()).sin(), p["v"]) - TEACHER(x)
+        return (y * C * C.detach()).sum()
+
     norms = D.per_sample_grad_norms(loss)
     torch.compile(norms, fullgraph=True, backend="aot_eager")(WEIGHTS, randn(B, 3))
     assert hidden == []

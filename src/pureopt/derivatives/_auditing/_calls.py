@@ -20,7 +20,10 @@ from pureopt.derivatives._auditing._words import Path, outputs
 # How far along the path the arguments of a call are compared with those at its start.
 _STEP = 2.0**-10
 # Where the lines are that no one wants to hear of.
-_INSIDE = (str(FilePath(torch.__file__).parent), str(FilePath(__file__).parent))
+_HERE = FilePath(__file__).parent
+_INSIDE = tuple(
+    map(str, (FilePath(torch.__file__).parent, _HERE, _HERE.parent / "_exactness"))
+)
 # What torch.func does to the argument of a function that it differentiates.
 _MARK = Tensor.requires_grad_
 # What reads a tensor into a number, which has no derivative.
@@ -62,7 +65,10 @@ class Call(NamedTuple):
 
 def _as_tensor(numbers: Any, args: Any) -> Tensor:
     """What was read, as the tensor that it was: its derivatives are zero."""
-    return torch.tensor(numbers, dtype=args[0].dtype, device=args[0].device)
+    dtype = args[0].dtype
+    if isinstance(numbers, complex):
+        dtype = torch.promote_types(dtype, torch.complex64)
+    return torch.tensor(numbers, dtype=dtype, device=args[0].device)
 
 
 def calls(path: Path) -> list[tuple[Call, Path]]:

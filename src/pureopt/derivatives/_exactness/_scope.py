@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pureopt._errors import DerivativeError, PureoptError, told
+from pureopt._errors import DerivativeError, told
 from pureopt.derivatives._complaints import explain
 from pureopt.derivatives._exactness._attention import ATTENTION
 from pureopt.derivatives._exactness._bags import BAGS
@@ -23,7 +23,7 @@ from pureopt.derivatives._exactness._elementwise import ELEMENTWISE
 from pureopt.derivatives._exactness._linalg import LINALG
 from pureopt.derivatives._exactness._losses import LOSSES
 from pureopt.derivatives._exactness._norms import NORMS
-from pureopt.derivatives._exactness._numeric import KERNELS, Table
+from pureopt.derivatives._exactness._numeric import KERNELS, Table, transforms
 from pureopt.derivatives._exactness._placing import PLACING
 from pureopt.derivatives._exactness._products import PRODUCTS
 from pureopt.derivatives._exactness._recurrent import RECURRENT
@@ -66,6 +66,9 @@ REPLACEMENTS: Table = {
     **VECTOR_NORMS,
     **WHOLE,
 }
+
+# The classes of its complaints.
+_OF_TORCH = {RuntimeError, NotImplementedError, TypeError, ValueError}
 
 # What torch also calls some arguments.
 _NUMPY = {"axis": "dim", "keepdims": "keepdim"}
@@ -220,7 +223,8 @@ def exact(f: Callable[Args, R]) -> Callable[Args, R]:
         try:
             return composed(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError) as error:
-            if not isinstance(error, PureoptError):
+            # Those of the program are of other classes, or not in a transform.
+            if type(error) in _OF_TORCH and transforms():
                 explain(WHERE, error)
             raise
 

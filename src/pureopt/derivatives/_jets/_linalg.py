@@ -251,18 +251,26 @@ def multi_dot(tensors: Any, *more: Any) -> Any:
     return functools.reduce(torch.matmul, factors)
 
 
+def _powers(x: Jet, n: int | None) -> list[Any]:
+    powers: list[Any] = [torch.ones_like(x)]
+    for _ in range(1, x.shape[-1] if n is None else n):
+        powers.append(powers[-1] * x)
+    return powers
+
+
 @rule("vander")
 def vander_(x: Jet, N: int | None = None, increasing: bool = False) -> Any:
-    powers: list[Any] = [torch.ones_like(x)]
-    for _ in range(1, x.shape[-1] if N is None else N):
-        powers.append(powers[-1] * x)
+    value = torch.vander(x.value, N, increasing)
+    if not value.numel():
+        return like(x, value, [None] * x.order)
+    powers = _powers(x, N)
     return torch.stack(powers if increasing else powers[::-1], -1)
 
 
 @rule("linalg.vander")
 def vander(x: Jet, *, N: int | None = None) -> Any:
     refused_by_torch(torch.linalg.vander, x, N=N)
-    return vander_(x, N, True)
+    return torch.stack(_powers(x, N), -1)
 
 
 @rule("matrix_exp")

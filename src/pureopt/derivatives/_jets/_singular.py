@@ -138,7 +138,10 @@ def _tall(A: Jet, U: Tensor, values: Tensor, V: Tensor) -> tuple[Jet, Jet, Jet]:
     x, y, c = like(A, D.value, []), like(A, D.value, []), like(A, E.value, [])
     shift = like(A, D.value[..., 0], [])
     gap, tied = _spectra.gaps(values)
-    apart = torch.where(tied, torch.nan, gap)
+    apart, sums = torch.where(tied, torch.nan, gap), _sums(values)
+    if not A.dtype.is_complex:  # what stands on the diagonal is put there afterwards
+        itself = torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
+        sums = torch.where(itself, 1.0, sums)
     for k in range(1, A.order + 1):
         ahead = plus(series(D)[k], convolved(D, x - y, k, 1, k - 1))
         back = plus(series(D.mH)[k], convolved(D.mH, x + y, k, 1, k - 1))
@@ -149,7 +152,7 @@ def _tall(A: Jet, U: Tensor, values: Tensor, V: Tensor) -> tuple[Jet, Jet, Jet]:
         change = None if even is None else even.diagonal(dim1=-2, dim2=-1)
         x, y, c = (
             _longer(x, even, shift, apart),
-            _balanced(_longer(y, odd, shift, _sums(values)), x, c),
+            _balanced(_longer(y, odd, shift, sums), x, c),
             _longer(c, rest, shift, _own(values)),
         )
         shift = like(A, shift.value, [*shift.coefficients, change])
@@ -213,7 +216,8 @@ def nuclear_norm(A: Jet) -> Jet:
         P_k = C - Q_k \Sigma
 
     and, orthogonal to them, :math:`Q'_k \Sigma = E_k - \sum_{0<j<k} Q'_j P_{k-j}`. Where
-    a singular value is zero, the first derivative is torch's and the others are NaN.
+    a singular value is zero, the first derivative is one of those at the kink, and the
+    others are NaN.
 
     References:
         Higham (2008), "Functions of Matrices", chapter 8.

@@ -109,6 +109,8 @@ def record(
             scope = Scope(_known(tracked, leaves), len(leaves), lane)
             value = under(scope, loss, tree_unflatten(structure, tracked), *sample)
             value = _checks.scalar(where, value)
+            if torch.compiler.is_compiling():
+                scope.suspect([value])
             scope.check(where)
             runs.append(_notes(scope))
             return value + scope.tie.to(value), scope.saved, scope.taps

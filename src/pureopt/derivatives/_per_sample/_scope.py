@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pureopt._errors import DerivativeError
@@ -140,13 +140,13 @@ class Scope:
     def is_of_leaves(self, value: Any) -> bool:
         """Whether it may be made of leaves alone; compilers know what has a gradient.
 
-        A ``vmap`` over the parameters makes batches of the leaves themselves. The
-        parameters of another module, which are closed over, are made of nothing.
+        A ``vmap`` over the parameters makes batches of the leaves themselves. What
+        autograd calls a leaf, such as a parameter that is closed over, is made of nothing.
         """
         return (
             isinstance(value, Tensor)
             and value.requires_grad
-            and not isinstance(value, nn.Parameter)
+            and not value.is_leaf
             and (not is_batched(value) or any(is_batched(k.tensor) for k in self.known))
         )
 
