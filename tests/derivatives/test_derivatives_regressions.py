@@ -64,7 +64,9 @@ WITH_CONSTANTS = {
     "rsub of a number": lambda x: torch.rsub(x.exp(), 2, alpha=3),
     "quantile of a number": lambda x: torch.quantile(x.exp()[0], 0.5, 0),
     "quantile": lambda x: torch.quantile(x.exp(), 0.3, 0, keepdim=True),
-    "index_fill of integers": lambda x: torch.index_fill(INTEGERS, 0, ROWS, x.exp()[0]),
+    "index_fill of integers": lambda x: (
+        A * torch.index_fill(INTEGERS, 0, ROWS, x.exp()[0])
+    ),
     "rows of a kernel": lambda x: torch.embedding(x.outer(x.exp()), ROWS),
     "rows but one": lambda x: torch.embedding(x.outer(x.exp()), ROWS, 2),
 }
