@@ -70,7 +70,7 @@ def jet(
         TreeError: If ``primals`` has a leaf that is no floating tensor, or a tree in
             ``series`` is not like it.
         DerivativeError: If ``series`` is empty, ``f`` calls a function without a rule or
-            an operator in Taylor mode, or an output is no tensor.
+            an operator in Taylor mode, or an output is no floating tensor.
 
     References:
         Griewank and Walther (2008), "Evaluating Derivatives", chapter 13.
@@ -119,7 +119,7 @@ def propagate(
             directions in front.
 
     Raises:
-        DerivativeError: If ``f`` is no function, a leaf of the output is neither a jet
+        DerivativeError: If ``f`` is no function, a leaf of the output is neither a floating jet
             nor a tensor, or another pass is open: its jets would be taken for those of
             this one.
     """
