@@ -21,6 +21,10 @@ from pureopt._errors import TreeError
 T = TypeVar("T")
 
 _NAMESPACE = "pureopt"
+_SPARSE = (
+    *(torch.sparse_coo, torch.sparse_csr, torch.sparse_csc),
+    *(torch.sparse_bsr, torch.sparse_bsc),
+)
 # Entered once and left at interpreter exit. A bare `.__enter__()` would be undone as
 # soon as the context manager's generator is garbage collected.
 _insertion_order = ExitStack()
@@ -94,11 +98,13 @@ def check_params(where: str, tree: Any) -> None:
     if not leaves:
         raise TreeError(where, "hold at least one tensor", "an empty tree")
     for i, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            continue
-        raise TreeError(
-            where, "hold only floating-point tensors", _told(tree, i), _way_out(leaf)
-        )
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            rule = "hold only floating-point tensors"
+            raise TreeError(where, rule, _told(tree, i), _way_out(leaf))
+        if leaf.layout in _SPARSE:
+            rule, told = "hold only dense tensors", f"one of layout {leaf.layout}"
+            hint = "Pass `leaf.to_dense()`, or its values, and build the rest inside."
+            raise TreeError(where, rule, told + _at(tree_paths(tree)[i]), hint)
 
 
 def _told(tree: Any, i: int) -> str:

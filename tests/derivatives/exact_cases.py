@@ -287,6 +287,14 @@ CASES = [
         F.glu,
         lambda x: [x[0] * sigmoid(x[2]), x[1] * sigmoid(x[3])],
     ),
+    Case("sinc at zero", (2,), torch.sinc, lambda x: [*map(mp.sincpi, x)], (0.0, 0.0)),
+    Case(
+        "log_ndtr, tail",
+        (2,),
+        torch.special.log_ndtr,
+        lambda x: [mp.log(mp.erfc(-v / mp.sqrt(2)) / 2) for v in x],
+        (-50.0, -5000.0),
+    ),
     Case(
         "copysign",
         (4,),

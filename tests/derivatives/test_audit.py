@@ -193,8 +193,9 @@ def test_exact_mends_layer_norm_and_not_a_wrong_backward():
         (lambda x: math.sin(x[0]), "torch.Tensor.__float__"),
         (lambda x: sum(x.tolist()), "torch.Tensor.tolist"),
         (lambda x: complex(x.sum()).real, "torch.Tensor.__complex__"),
+        (lambda x: float(f"{x[0]:.12f}"), "torch.Tensor.__format__"),
     ],
-    ids=["item", "float", "math", "tolist", "complex"],
+    ids=["item", "float", "math", "tolist", "complex", "format"],
 )
 def test_what_reads_a_tensor_into_a_number_is_a_culprit(read, name):
     report = audit(lambda x: x.sin().sum() * read(x), randn(3), order=2)
@@ -210,6 +211,25 @@ def test_what_reads_a_tensor_into_a_number_is_a_culprit(read, name):
     right = audit(lambda x: x.sum() * (2 if read(x) > -1e9 else 3), randn(3), order=2)
     assert right.ok
     assert right.culprits == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_what_reads_a_number_of_single_precision_is_a_culprit(dtype):
+    def f(x):
+        return x.sum() * complex(x.to(dtype).sum().item()).real
+
+    (culprit,) = audit(f, randn(3), order=1).culprits
+    assert culprit.name == "torch.Tensor.item"
+
+
+def test_a_number_that_is_printed_is_not_at_fault_for_others():
+    def f(x, shown):
+        y = F.layer_norm(x, (3,)).exp() * x.sum().detach()
+        shown.append(f"{y[0, 0]:.3f}, {y.sum():.1e}")
+        return y
+
+    names = [c.name for c in audit(lambda x: f(x, []), randn(2, 3), order=2).culprits]
+    assert sorted(names) == ["torch.Tensor.detach", "torch.nn.functional.layer_norm"]
 
 
 def test_several_culprits_are_told_apart_by_their_lines():

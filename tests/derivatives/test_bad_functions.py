@@ -182,6 +182,8 @@ def test_what_torch_refuses_is_told_in_words(got, hint, f, transform):
     assert hint in text
     # Torch's own message stays in the traceback.
     assert isinstance(error.value.__cause__, RuntimeError | ValueError)
+    # What catches that, catches this.
+    assert isinstance(error.value, type(error.value.__cause__))
 
 
 @pytest.mark.parametrize("f", [adds, writes_entry, writes_view])
@@ -293,7 +295,7 @@ def test_without_forward_mode_the_reverse_product_is_named_and_works():
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyError, TypeError])
 def test_an_error_of_the_function_itself_passes_as_it_is(error):
     def f(x):
-        message = "of my own"
+        message = "of my own, in words of torch: data-dependent control flow"
         raise error(message)
 
     for operator in OPERATORS.values():
@@ -313,3 +315,14 @@ def test_a_forward_level_that_was_left_open_is_named():
         pytest.raises(DerivativeError, match="a fresh process"),
     ):
         _checks.call("hvp(f=...)", product, lambda x: x.pow(2).sum())
+
+
+def test_a_library_that_knows_no_jets_is_explained_though_it_raises_itself():
+    def asks(x):
+        if not isinstance(x, torch.Tensor):
+            message = f"expected a tensor, got {type(x)}"
+            raise TypeError(message)
+        return x.sum()
+
+    with pytest.raises(DerivativeError, match="a library that takes tensors only"):
+        _checks.call("jet(f=...)", lambda f: D.jet(f, X, (X,)), asks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -198,9 +200,40 @@ def test_errors_of_the_program_are_left_alone_by_exact():
     for call in (D.exact(f), grad(D.exact(f))):
         with pytest.raises(MineError):
             call(X)
+
+    def own(x):
+        raise RuntimeError("my own: data-dependent control flow is bad")
+
+    def wrapped(x):
+        try:
+            return x.sum().item()
+        except RuntimeError as error:
+            raise ValueError(f"in my loss: {error}") from error
+
+    for call in (grad(D.exact(own)), vmap(D.exact(own)), lambda x: D.hvp(own, x, x)):
+        with pytest.raises(RuntimeError, match=r"^my own: data-dependent"):
+            call(X)
+    with pytest.raises(ValueError, match=r"^in my loss: "):
+        vmap(D.exact(wrapped))(X)
     # Nor is there a transform to blame.
     with pytest.raises(RuntimeError, match="numpy"):
         D.exact(lambda x: x.numpy())(X.clone().requires_grad_())
+
+
+def test_what_catches_errors_of_torch_catches_those_in_words():
+    f = vmap(D.exact(lambda x: x if x > 0 else -x))
+    with pytest.raises(RuntimeError, match="must be a pure function") as error:
+        f(X)
+    assert isinstance(error.value, DerivativeError)
+    again = pickle.loads(pickle.dumps(error.value))  # noqa: S301
+    assert (type(again), str(again)) == (type(error.value), str(error.value))
+
+
+def test_exact_is_not_told_to_use_exact():
+    f = D.exact(lambda x: torch.zeros(3, dtype=x.dtype).add_(x))
+    with pytest.raises(DerivativeError, match="of fewer dimensions") as error:
+        vmap(f)(randn(2, 3))
+    assert said(error).endswith("`torch.cat` in place of `x[i] = y`.")
 
 
 def test_a_log_determinant_names_itself():

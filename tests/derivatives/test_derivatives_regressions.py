@@ -8,7 +8,8 @@ from torch.func import vmap
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pureopt._errors import DerivativeError, HyperparameterError
+import pureopt.derivatives as D
+from pureopt._errors import DerivativeError, HyperparameterError, TreeError
 from pureopt.derivatives import (
     Gaussian,
     directional_derivatives,
@@ -364,3 +365,80 @@ def test_a_matrix_meets_all_coefficients_of_fewer_rows_at_once(shape, count, nam
     _, terms = jet(f, x, (series[0], None, series[2]))
     assert not terms[1].any()
     torch.testing.assert_close(terms[2], f(series[2]), **CLOSE)
+
+
+OF_NUMBERS = {
+    "tensor": lambda x: torch.tensor([x[0] ** 2, x[1]]).sum(),
+    "nested": lambda x: torch.as_tensor([[1.0, 2.0], (x[0], x[1])]).sum(),
+    "array": lambda x: torch.asarray([x[0] * x[1]]).sum(),
+}
+
+
+@pytest.mark.parametrize("name", OF_NUMBERS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f, x: hvp(f, x, x),
+        lambda f, x: hessian(f)(x),
+        lambda f, x: D.jacobian(f)(x),
+        lambda f, x: D.per_sample_grads(lambda p, y: f(p))(x, x),
+        lambda f, x: D.per_sample_grad_norms(lambda p, y: f(p))(x, x),
+        lambda f, x: laplacian(f)(x),
+    ],
+    ids=["hvp", "hessian", "jacobian", "grads", "norms", "laplacian"],
+)
+def test_a_tensor_of_numbers_that_loses_derivatives_is_refused(name, call):
+    with pytest.raises(DerivativeError, match=r"numbers in tensors.*torch\.stack"):
+        call(OF_NUMBERS[name], randn(2))
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("call", [hvp, D.vhp], ids=lambda f: f.__name__)
+def test_compiled_a_tensor_of_numbers_that_loses_derivatives_is_refused(call):
+    compiled = torch.compile(
+        lambda x: call(OF_NUMBERS["tensor"], x, x), fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises(Exception, match="have derivatives"):
+        compiled(randn(2))
+
+
+def test_a_tensor_of_constants_is_one():
+    x = randn(2)
+    f = lambda x: x.sum() ** 2 * torch.tensor([2.0, x.detach()[0]])[0]  # noqa: E731
+    # Two times two, twice over, times the two of the square.
+    torch.testing.assert_close(hessian(f)(x), torch.full((2, 2), 4.0).double())
+
+
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+def test_a_sparse_argument_is_refused(layout):
+    s = getattr(torch.eye(3), f"to_{layout}")()
+    for call in (
+        lambda s: hvp(lambda s: s.to_dense().sum(), s, s),
+        laplacian(lambda s: s.to_dense().sum()),
+    ):
+        with pytest.raises(TreeError, match=f"only dense tensors, got .*{layout}"):
+            call(s)
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        lambda like, key: trace_hutchinson(torch.clone, like, key=key, matvecs=4),
+        lambda like, key: trace_hutchpp(torch.clone, like, key=key, matvecs=4),
+        lambda like, key: trace_xtrace(torch.clone, like, key=key, matvecs=4),
+        lambda like, key: spectral_density(
+            torch.clone, like, key=key, probes=2, steps=2
+        ),
+        lambda like, key: log_determinant(
+            torch.clone, like, key=key, probes=2, steps=2
+        ),
+        lambda like, key: top_eigenpairs(torch.clone, like, 1, key=key),
+        lambda like, key: hessian_diag_estimate(torch.sum, like, key=key, samples=2),
+    ],
+    ids=["hutchinson", "hutch++", "xtrace", "density", "determinant", "pairs", "diag"],
+)
+def test_a_key_on_another_device_is_refused(estimate):
+    like = torch.empty(6, device="meta")
+    with pytest.raises(HyperparameterError, match="device of the tensors, meta, got"):
+        estimate(like, random_key(0))

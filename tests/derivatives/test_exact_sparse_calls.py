@@ -125,6 +125,17 @@ def test_what_another_lane_stores_meets_no_infinity(f):
         torch.testing.assert_close(vmap(g)(lanes), expected, equal_nan=True)
 
 
+def test_lanes_take_a_factor_of_another_dtype():
+    def f(x):
+        s = x.to_sparse()
+        return (s * 2j).to_dense() + (s.to(torch.int64) * 0.5).to_dense()
+
+    lanes = torch.stack([X, X.roll(1, 1) * 2, 0 * X])
+    for h in (exact(f), lambda x: jvp(exact(f), (x,), (x,))[1]):
+        expected = torch.stack([h(x) for x in lanes])
+        assert torch.equal(vmap(h)(lanes), expected)
+
+
 def test_a_constant_takes_no_dense_memory():
     n = 200_000
     A = torch.sparse_coo_tensor(
@@ -285,11 +296,33 @@ def test_a_write_keeps_the_dtype():
     torch.testing.assert_close(
         grad(lambda x: exact(f)(x).sum())(X), grad(lambda x: f(x).sum())(X)
     )
+    # Not only the numbers that are stored.
+    whole = exact(
+        lambda x: x.to_sparse().float().mul_(E.to_sparse()).to_dense(masked_grad=False)
+    )
+    y, slope = jvp(whole, (X,), (E,))
+    assert y.dtype == slope.dtype == torch.float32
     wide = torch.tensor(2.0, dtype=torch.float64)
     lanes = vmap(exact(lambda x: x.to_sparse().mul_(wide).to_dense()))(X.float()[None])
     assert torch.equal(lanes[0], 2 * X.float())
     with pytest.raises(DerivativeError, match=r"dtype .*complex128 into .*float64"):
         jvp(exact(lambda x: x.to_sparse().mul_(1j).to_dense()), (X,), (E,))
+
+
+@pytest.mark.parametrize("name", ["abs_", "absolute_"])
+def test_a_write_keeps_complex_numbers_complex(name):
+    def f(x):
+        s = torch.view_as_complex(x).to_sparse()
+        return torch.view_as_real(getattr(s, name)().to_dense())
+
+    with pytest.raises(DerivativeError, match=rf"`{name}` of .*float64 into .*ex128"):
+        jvp(exact(f), (D,), (D,))
+    y, _ = jvp(
+        exact(lambda x: torch.view_as_complex(x).to_sparse().neg_().to_dense()),
+        (D,),
+        (D,),
+    )
+    assert torch.equal(y, -torch.view_as_complex(D))
 
 
 def test_a_type_is_asked_for_or_made():
@@ -303,6 +336,33 @@ def test_a_type_is_asked_for_or_made():
 
     torch.testing.assert_close(grad(exact(f))(X), 2 * (X != 0).double())
     assert kinds == ["torch.sparse.DoubleTensor"]
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f: jvp(f, (X,), (E,)),
+        lambda f: vmap(f)(X[None]),
+        lambda f: vmap(grad(lambda x: f(x).sum()))(X[None]),
+    ],
+    ids=["forward", "lanes", "samples"],
+)
+def test_a_type_is_asked_for_in_every_transform(transform):
+    kinds = []
+
+    def f(x):
+        s = x.to_sparse()
+        kinds.extend(t.type() for t in (s, s.float(), s * 1j, s.bfloat16()))
+        return s.to_dense()
+
+    transform(exact(f))
+    kinds_of_torch = ("Double", "Float", "ComplexDouble", "BFloat16")
+    assert kinds == [f"torch.sparse.{kind}Tensor" for kind in kinds_of_torch]
+    # Torch has no name for the compressed ones.
+    with pytest.raises(RuntimeError, match="SparseCsr"):
+        transform(exact(lambda x: x * len(x.to_sparse_csr().type())))
+    with pytest.raises(RuntimeError, match="SparseCsr"):
+        X.to_sparse_csr().type()
 
 
 def test_a_product_by_another_reduction_is_refused():

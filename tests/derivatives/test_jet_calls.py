@@ -120,6 +120,46 @@ def test_of_a_function_of_autograd_the_forward_is_differentiated():
     assert nth_derivative(Straight.apply, 1)(x) == torch.cos(x)
 
 
+class Sine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sin().mul(2)
+
+
+def without_gradients(x):
+    with torch.no_grad():
+        return x.sin().mul(2)
+
+
+@pytest.mark.parametrize("sine", [Sine.apply, without_gradients])
+def test_gradients_of_series_go_through_what_is_computed_without_gradients(sine):
+    x, w = randn(3), randn(3, 3, seed=1)
+
+    def trace(w, sine=sine):
+        # What `tanh` asks for inside is used again outside.
+        return laplacian(lambda x: (sine((w @ x).tanh()) * (w @ x)).sum())(x)
+
+    plain = grad(lambda w: trace(w, lambda y: 2 * y.sin()))(w)
+    # Sums of products of ten numbers of order one.
+    close = {"rtol": 1e-13, "atol": 1e-13}
+    if sine is without_gradients:  # torch.func takes no such `forward`
+        torch.testing.assert_close(grad(trace)(w), plain, **close)
+    leaf = w.clone().requires_grad_()
+    (taped,) = torch.autograd.grad(trace(leaf), leaf)
+    torch.testing.assert_close(taped, plain, **close)
+    with torch.no_grad():  # around the call it holds
+        assert not trace(leaf).requires_grad
+
+
+@pytest.mark.compile
+def test_compiled_taylor_mode_goes_through_what_is_computed_without_gradients():
+    x = randn(3)
+    f = laplacian(lambda x: without_gradients(x).exp().sum())
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), f(x), rtol=1e-14, atol=1e-14)
+    assert f(x).abs() > 1
+
+
 def test_half_a_softmax_of_minus_infinity_has_finite_derivatives():
     def f(x):
         masked = torch.where(torch.tensor([True, False, True]), x, -torch.inf)

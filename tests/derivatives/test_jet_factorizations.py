@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -291,7 +292,12 @@ def test_a_singular_matrix_among_others_has_the_inverse_of_torch():
     for p in (1, torch.inf, "fro", "nuc"):
         value, (slope,) = jet(lambda A, p=p: torch.linalg.cond(A, p), A, (v,))
         torch.testing.assert_close(value, torch.linalg.cond(A, p), equal_nan=True)
-        assert slope[1].isfinite()
+        torch.testing.assert_close(
+            slope,
+            jvp(lambda A, p=p: torch.linalg.cond(A, p), (A,), (v,))[1],
+            equal_nan=True,
+        )
+        assert slope.isnan().tolist() == [True, False]
 
 
 def test_least_squares_by_name_and_of_batches():
@@ -444,3 +450,44 @@ def test_compiled_factors_of_wide_matrices():
     A = randn(2, 3)
     compiled = torch.compile(laplacian(f), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(A), laplacian(f)(A))
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda A: torch.linalg.matrix_norm(A, 3),
+        lambda A: torch.linalg.norm(A, 0.5),
+        lambda A: torch.linalg.matrix_norm(A, 2, dtype=torch.float32),
+        lambda A: torch.linalg.vander(A, N=1),
+        lambda A: torch.linalg.cond(A, 0),
+    ],
+    ids=["order", "norm", "dtype", "vander", "cond"],
+)
+def test_compiled_what_torch_refuses_is_refused(f):
+    A = randn(3, 3)
+    with pytest.raises(RuntimeError) as theirs:
+        f(A)
+    compiled = torch.compile(
+        lambda A: jet(f, A, (A,)), fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises(Exception, match=re.escape(str(theirs.value).splitlines()[0])):
+        compiled(A)
+
+
+@pytest.mark.parametrize("order", [2.0, -2.0, 1.0, -math.inf])
+@pytest.mark.parametrize("name", ["matrix_norm", "norm", "cond"])
+def test_an_order_in_a_tensor_is_that_number(name, order):
+    A, v = path(3, 3)[:2]
+    f = getattr(torch.linalg, name)
+    got = jet(lambda A: f(A, torch.tensor(order)), A, (v,))
+    torch.testing.assert_close(got, jet(lambda A: f(A, order), A, (v,)))
+    torch.testing.assert_close(got[0], f(A, order))
+
+
+def test_equal_singular_values_share_the_derivative_of_the_least():
+    v = randn(3, 3)
+    norm = lambda A: torch.linalg.matrix_norm(A, -2)  # noqa: E731
+    eye = torch.eye(3, dtype=v.dtype)
+    _, (slope,) = jet(norm, eye, (v,))
+    torch.testing.assert_close(slope, jvp(norm, (eye,), (v,))[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.func import hessian
+from torch.func import grad, hessian, vmap
 
 import pureopt as po
 from pureopt._errors import DerivativeError
@@ -388,3 +388,68 @@ def test_a_value_may_be_written_to_outside_of_the_series_of_a_sum_of_products():
     x = randn(3)
     truth = (4 * (2 * x).exp()).sum()
     torch.testing.assert_close(laplacian(f)(x), truth, rtol=1e-12, atol=0)
+
+
+MASK = torch.tensor([True, False, True])
+ASSIGNED = {
+    "number": lambda x, y: y.__setitem__(1, 0.5),
+    "element": lambda x, y: y.__setitem__((0, 2), x[1, 1].exp()),
+    "row": lambda x, y: y.__setitem__(0, x[1] ** 2),
+    "rows": lambda x, y: y.__setitem__(slice(1, None), x[0] * x[1:]),
+    "column": lambda x, y: y.__setitem__((slice(None), 1), x[:, 0].cos()),
+    "last": lambda x, y: y.__setitem__((..., -1), x[0, 0]),
+    "constants": lambda x, y: y.__setitem__(2, torch.arange(1.0, 4)),
+    "of length one": lambda x, y: y.__setitem__(2, x[None, :1] ** 2),
+    "indices": lambda x, y: y.__setitem__(torch.tensor([2, 0]), x[:2].sin()),
+    "pairs": lambda x, y: y.__setitem__(([0, 1], [2, 2]), x[0, :2]),
+    "masked rows": lambda x, y: y.__setitem__(MASK, x[1] ** 3),
+    "masked by a number": lambda x, y: y.__setitem__(MASK, x.prod()),
+    "masked elements": lambda x, y: y.__setitem__(x > 0, 2.0),
+    "nothing": lambda x, y: y.__setitem__(slice(0, 0), 1.0),
+    "all": lambda x, y: y.__setitem__(..., x.exp()),
+}
+
+
+def after_writing(name):
+    def f(x):
+        y = x.sin()
+        same = y
+        ASSIGNED[name](x, y)
+        return (same * x.exp()).prod(-1).sum()
+
+    return f
+
+
+@pytest.mark.parametrize("name", ASSIGNED)
+def test_parts_of_a_value_are_assigned(name):
+    x, f = randn(3, 3), after_writing(name)
+    trace = lambda x: hessian(f)(x).reshape(9, 9).trace()  # noqa: E731
+    # Products of six sines and exponentials of numbers below three.
+    close = {"rtol": 1e-12, "atol": 1e-11}
+    torch.testing.assert_close(laplacian(f)(x), trace(x), **close)
+    torch.testing.assert_close(grad(laplacian(f))(x), grad(trace)(x), **close)
+    torch.testing.assert_close(vmap(laplacian(f))(x[None])[0], trace(x), **close)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("name", ["row", "column", "masked elements"])
+def test_compiled_parts_of_a_value_are_assigned(name):
+    x, f = randn(3, 3), laplacian(after_writing(name))
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), f(x), rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("write", "error", "words"),
+    [
+        (lambda x: x.__setitem__(0, 1.0), DerivativeError, "to an argument"),
+        (lambda x: x.sin().__setitem__(0, x * 1j), DerivativeError, "complex128 into"),
+        (lambda x: x.sin().__setitem__(0, x), RuntimeError, "expanded size"),
+        (lambda x: x.sin().__setitem__(3, 1.0), IndexError, "out of bounds"),
+        (lambda x: x.sin().__setitem__(MASK[:2], 1.0), IndexError, "mask"),
+    ],
+    ids=["argument", "complex", "shape", "index", "mask"],
+)
+def test_what_cannot_be_assigned_is_refused(write, error, words):
+    with pytest.raises(error, match=words):
+        laplacian(write)(randn(3))

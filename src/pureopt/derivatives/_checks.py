@@ -221,14 +221,24 @@ def chunk(where: str, chunk_size: Any) -> int | None:
     return chunk_size if chunk_size is None else positive(where, chunk_size)
 
 
-def key(where: str, key: Any) -> Tensor:
-    """``key``, which must be one key of ``pureopt.random``.
+def key(where: str, key: Any, tree: Any) -> Tensor:
+    """``key``, which must be one key of ``pureopt.random``, where the tree is.
+
+    Args:
+        where: The public call, such as ``"trace_xtrace(key=...)"``.
+        key: What is to draw vectors like the tree.
+        tree: A tree of tensors.
 
     Raises:
         HyperparameterError: If it is not.
     """
     if isinstance(key, Tensor) and key.dtype == torch.int64 and not key.dim():
-        return key
+        device = tree_leaves(tree)[0].device
+        if key.device == device:
+            return key
+        rule = f"be on the device of the tensors, {device}"
+        hint = f'Move it there: `key.to("{device}")`.'
+        raise HyperparameterError(where, rule, f"one on {key.device}", hint)
     hint = (
         "Make one with `pureopt.random.key(seed)`; map over several with "
         "`torch.func.vmap`."

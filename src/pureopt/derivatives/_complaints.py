@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import re
+
+import torch
 
 from pureopt._errors import DerivativeError
 
@@ -31,8 +34,16 @@ WRITES_ON_THE_WAY = (
     _FRESH,
 )
 
-# What torch says, what the function is, and what to do. The first that fits counts.
-_CLUES: tuple[tuple[str, str, str], ...] = (
+_BY_EXACT = (
+    " Under vmap the recurrent layers and cells of `torch.nn` do it inside: "
+    "differentiate `pureopt.derivatives.exact(f)`."
+)
+
+# What is said, what the function is, and what to do. The first that fits counts.
+_Clues = tuple[tuple[str, str, str], ...]
+
+# Words that only jets bring about, also where a library raises them in Python.
+_OF_JETS: _Clues = (
     (
         r"^Jet\(.*\) is not an instance of torch\.Tensor",
         "one that passes power series to `torch.func.functional_call`",
@@ -49,6 +60,9 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
             "`torch.func.grad` under `exact`; write the rest with functions of torch."
         ),
     ),
+)
+
+_OF_TORCH: _Clues = (
     (r"leaf Variable that requires grad is being used in an in-place", *WRITES[1:]),
     (
         r"in-place operation \(aten::(\w+?)_?(?:\.\w+)?\) that would mutate a captured",
@@ -84,10 +98,7 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
     (
         r"output with shape .* doesn't match the broadcast shape",
         "one that writes in place a value to a tensor of fewer dimensions",
-        (
-            f"{_FRESH} Under vmap the recurrent layers and cells of `torch.nn` do it "
-            "inside: differentiate `pureopt.derivatives.exact(f)`."
-        ),
+        f"{_FRESH}{_BY_EXACT}",
     ),
     (
         r"functions with out=|it is an out= function|for aten::\w+\.\w*out; the fallback",
@@ -166,7 +177,10 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
     (
         r"support saved tensor hooks",
         "one with checkpointing or other hooks on saved tensors",
-        "Call the function without; a smaller `chunk_size` saves memory.",
+        (
+            "Call the function without. Less at a time saves memory: a smaller "
+            "`chunk_size` where there is one, or a smaller batch."
+        ),
     ),
     (
         r"retain_grad|cannot register a hook",
@@ -206,17 +220,62 @@ _CLUES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+class DerivativeRuntimeError(DerivativeError, RuntimeError):
+    """In the place of a ``RuntimeError``: what catches that catches this."""
+
+
+class DerivativeNotImplementedError(DerivativeError, NotImplementedError):
+    """In the place of a ``NotImplementedError``."""
+
+
+class DerivativeTypeError(DerivativeError, TypeError):
+    """In the place of a ``TypeError``."""
+
+
 def explain(where: str, error: Exception) -> None:
     """Raise in words, if the cause is known.
 
     Args:
         where: The public call, such as ``"hvp(f=...)"``.
-        error: What torch raised.
+        error: What torch raised, or the program.
 
     Raises:
-        DerivativeError: If torch's message is one of the table.
+        DerivativeError: If torch's message is one of the table. It is of the class of
+            ``error`` too.
     """
-    for clue, got, way_out in _CLUES:
+    clues = _OF_JETS if _is_of_program(error) else _OF_JETS + _OF_TORCH
+    for clue, got, way_out in clues:
         if match := re.search(clue, str(error), re.DOTALL):
             cause = got.format(*match.groups())
-            raise DerivativeError(where, _RULE, cause, way_out) from error
+            hint = way_out
+            if where.startswith("exact("):
+                hint = way_out.replace(_BY_EXACT, "")
+            raise _kind(error)(where, _RULE, cause, hint) from error
+
+
+def _is_of_program(error: Exception) -> bool:
+    """Whether a ``raise`` outside of torch raised it, whatever its words.
+
+    The innermost frame of what torch raises is in torch, or where its C++ was called.
+    """
+    if torch.compiler.is_compiling():  # where there are no frames to look at
+        return False
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    frame = trace.tb_frame
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    instruction = frame.f_code.co_code[trace.tb_lasti]
+    return package != "torch" and instruction == dis.opmap["RAISE_VARARGS"]
+
+
+def _kind(error: Exception) -> type[DerivativeError]:
+    if isinstance(error, NotImplementedError):
+        return DerivativeNotImplementedError
+    if isinstance(error, RuntimeError):
+        return DerivativeRuntimeError
+    if isinstance(error, TypeError):
+        return DerivativeTypeError
+    return DerivativeError  # which is a `ValueError`

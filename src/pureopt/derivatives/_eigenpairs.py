@@ -99,7 +99,7 @@ def top_eigenpairs(
     """
     where = "top_eigenpairs"
     n = size(f"{where}(like=...)", like)
-    _checks.key(f"{where}(key=...)", key)
+    _checks.key(f"{where}(key=...)", key, like)
     _checks.positive(f"{where}(k=...)", k)
     if k > n:
         raise HyperparameterError(

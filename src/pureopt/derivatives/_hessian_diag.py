@@ -121,7 +121,7 @@ def hessian_diag_estimate(
     Args:
         f: From a tree of tensors to a 0-d tensor. Other arguments are closed over.
         x: The point.
-        key: A key of ``pureopt.random``, used once.
+        key: A key of ``pureopt.random``, on the device of ``x``, used once.
         samples: How many products.
         chunk_size: How many products at a time; ``None`` for all.
 
@@ -151,7 +151,7 @@ def hessian_diag_estimate(
     """
     name = "hessian_diag_estimate"
     _checks.point(f"{name}(x=...)", x)
-    _checks.key(f"{name}(key=...)", key)
+    _checks.key(f"{name}(key=...)", key, x)
     samples = _checks.positive(f"{name}(samples=...)", samples)
     chunk_size = _checks.chunk(f"{name}(chunk_size=...)", chunk_size)
     products = _products(f"{name}(f=...)", f)

@@ -188,7 +188,7 @@ def density(
 ) -> SpectralDensity:
     """As :func:`spectral_density`, for the public call ``where``."""
     n = size(f"{where}(like=...)", like)
-    _checks.key(f"{where}(key=...)", key)
+    _checks.key(f"{where}(key=...)", key, like)
     at_least(f"{where}(probes=...)", probes, 2)
     _checks.positive(f"{where}(steps=...)", steps)
     _checks.chunk(f"{where}(chunk_size=...)", chunk_size)

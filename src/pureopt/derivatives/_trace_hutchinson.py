@@ -70,7 +70,7 @@ def trace_hutchinson(
     """
     where = "trace_hutchinson"
     n = size(f"{where}(like=...)", like)
-    _checks.key(f"{where}(key=...)", key)
+    _checks.key(f"{where}(key=...)", key, like)
     at_least(f"{where}(matvecs=...)", matvecs, 2)
     _checks.chunk(f"{where}(chunk_size=...)", chunk_size)
     v = rademacher(key, (matvecs, n), working_dtype(like))

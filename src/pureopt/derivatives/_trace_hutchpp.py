@@ -79,7 +79,7 @@ def trace_hutchpp(
     """
     where = "trace_hutchpp"
     n = size(f"{where}(like=...)", like)
-    _checks.key(f"{where}(key=...)", key)
+    _checks.key(f"{where}(key=...)", key, like)
     at_least(f"{where}(matvecs=...)", matvecs, 4)
     _checks.chunk(f"{where}(chunk_size=...)", chunk_size)
     product, dtype = rows(flat(where, matvec, like), chunk_size), working_dtype(like)

@@ -82,7 +82,7 @@ def trace_xtrace(
     """
     where = "trace_xtrace"
     n = size(f"{where}(like=...)", like)
-    _checks.key(f"{where}(key=...)", key)
+    _checks.key(f"{where}(key=...)", key, like)
     at_least(f"{where}(matvecs=...)", matvecs, 4)
     _checks.chunk(f"{where}(chunk_size=...)", chunk_size)
     product = rows(flat(where, matvec, like), chunk_size)

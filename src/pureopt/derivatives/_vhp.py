@@ -19,7 +19,8 @@ def vhp(f: Callable[[P], Tensor], x: P, v: P) -> P:
     .. math::
         v^T H = \nabla_x \, \langle \nabla f(x), v \rangle
 
-    The same numbers as :func:`hvp` at about the same cost, with the intermediate values
+    The same numbers as :func:`hvp` (but for what ``f`` computes under ``torch.no_grad``, a
+    constant in reverse mode alone) at about the same cost, with the intermediate values
     of both passes in memory. For functions with an operation that has no forward mode,
     such as an ``autograd.Function`` without ``jvp``, and for two nested vmaps, where
     ``torch.compile`` fails to trace forward mode.

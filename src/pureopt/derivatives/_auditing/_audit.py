@@ -233,7 +233,10 @@ def _culprits(path: Path, key: Tensor, words: tuple[Word, ...]) -> tuple[Culprit
     guilty = {
         place: bad for place, bad in found.items() if names & {w.word for w in bad}
     }
-    return tuple(Culprit(*place, bad) for place, bad in (guilty or found).items())
+    # What is written as a text is rarely read back: it is named if nothing else is.
+    silent = {p: bad for p, bad in guilty.items() if p[0] != "torch.Tensor.__format__"}
+    named = silent or guilty or found
+    return tuple(Culprit(*place, bad) for place, bad in named.items())
 
 
 def _bad(words: tuple[Word, ...]) -> tuple[Word, ...]:

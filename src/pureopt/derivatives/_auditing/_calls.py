@@ -26,8 +26,14 @@ _INSIDE = tuple(
 )
 # What torch.func does to the argument of a function that it differentiates.
 _MARK = Tensor.requires_grad_
-# What reads a tensor into a number, which has no derivative.
-_READS = (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__complex__)
+# What reads a tensor into numbers, which have no derivative, and into a text of them: with
+# what gives these numbers.
+_READS: dict[Callable[..., Any], Callable[[Tensor], Any]] = {
+    **{
+        f: f for f in (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__complex__)
+    },
+    Tensor.__format__: Tensor.tolist,
+}
 # Calls of custom functions pass by the modes that see all other calls.
 _APPLY: CodeType = getattr(torch.autograd.Function.apply, "__code__")  # noqa: B009 (a method, to the stubs, has none)
 
@@ -59,8 +65,9 @@ class Call(NamedTuple):
     def run(self, leaves: list[Any]) -> Any:
         """The call with other leaves."""
         args, kwargs = tree_unflatten(self.structure, leaves)
-        result = self.function(*args, **kwargs)
-        return _as_tensor(result, args) if self.function in _READS else result
+        if read := _READS.get(self.function):
+            return _as_tensor(read(args[0]), args)
+        return self.function(*args, **kwargs)
 
 
 def _as_tensor(numbers: Any, args: Any) -> Tensor:
@@ -190,7 +197,10 @@ def _call(
     frame: FrameType | None,
 ) -> Call:
     leaves, structure = tree_flatten((args, kwargs))
-    return Call(function, [_copied(leaf) for leaf in leaves], structure, _line(frame))
+    leaves = [_copied(leaf) for leaf in leaves]
+    if function in _READS:
+        leaves = [_widened(leaf) for leaf in leaves]
+    return Call(function, leaves, structure, _line(frame))
 
 
 def _copied(leaf: Any) -> Any:
@@ -198,6 +208,13 @@ def _copied(leaf: Any) -> Any:
         return leaf
     # A function that differentiates inside calls torch with wrapped tensors.
     return torch.func.debug_unwrap(leaf).detach().clone()
+
+
+def _widened(leaf: Any) -> Any:
+    """A number that is read has no derivative in any precision: in one that tells."""
+    if not outputs(leaf):
+        return leaf
+    return leaf.to(torch.promote_types(leaf.dtype, torch.float64))
 
 
 def _line(frame: FrameType | None) -> str:

@@ -1,4 +1,4 @@
-"""Runs of rows: the reductions of bags of embeddings and of segments as compositions.
+"""Rows and runs of rows: embeddings, their bags and segments as compositions.
 
 Torch's kernels are called with a column of zeros in the place of the data, for what they
 refuse about the runs and for the integers that they return.
@@ -14,9 +14,20 @@ from torch import Tensor
 from pureopt.derivatives._exactness._numeric import Table, widened
 
 _SUM, _MEAN, _MAX = range(3)
+_ROWS: Any = torch.embedding
 _BAGS: Any = torch.embedding_bag
 _SEGMENTS: Any = torch.segment_reduce
 _SPLITS: Any = torch.tensor_split
+
+
+def embedding(
+    weight: Tensor, indices: Tensor, padding_idx: int = -1, *args: Any, **kwargs: Any
+) -> Tensor:
+    """``torch.embedding``: the row of the padding is a constant, forward as in reverse."""
+    y = _ROWS(weight, indices, padding_idx, *args, **kwargs)
+    if padding_idx < 0:
+        return y
+    return torch.where((indices == padding_idx).unsqueeze(-1), y.detach(), y)
 
 
 def embedding_bag(
@@ -247,6 +258,7 @@ class _Segments:
 
 
 BAGS: Table = {
+    torch.embedding: embedding,
     torch.embedding_bag: embedding_bag,
     torch.segment_reduce: segment_reduce,
     **dict.fromkeys((torch.tensor_split, torch.Tensor.tensor_split), tensor_split),

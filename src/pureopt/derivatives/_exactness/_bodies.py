@@ -126,6 +126,7 @@ BODIES: Table = {
         F.binary_cross_entropy_with_logits,
         F.cosine_embedding_loss,
         F.ctc_loss,
+        F.embedding,
         F.embedding_bag,
         F.glu,
         F.grid_sample,

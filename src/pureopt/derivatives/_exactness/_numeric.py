@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # From a function of torch to the composition that stands for it.
 Table = dict[Callable[..., Any], Callable[..., Any]]
@@ -41,6 +42,18 @@ def is_of_lanes(x: Any) -> bool:
             return True
         x = unwrapped(x)
     return False
+
+
+def is_differentiated(x: Tensor) -> bool:
+    """Whether a transform or a tape follows it; compilers see those in reverse alone."""
+    if torch.compiler.is_compiling():
+        return x.requires_grad
+    while True:
+        if x.requires_grad or forward_ad.unpack_dual(x).tangent is not None:
+            return True
+        if not is_wrapped(x):
+            return False
+        x = unwrapped(x)
 
 
 def spellings(name: str, composition: Callable[..., Any]) -> Table:

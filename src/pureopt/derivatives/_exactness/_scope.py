@@ -23,6 +23,7 @@ from pureopt.derivatives._exactness._elementwise import ELEMENTWISE
 from pureopt.derivatives._exactness._linalg import LINALG
 from pureopt.derivatives._exactness._losses import LOSSES
 from pureopt.derivatives._exactness._norms import NORMS
+from pureopt.derivatives._exactness._numbers import NUMBERS
 from pureopt.derivatives._exactness._numeric import KERNELS, Table, transforms
 from pureopt.derivatives._exactness._placing import PLACING
 from pureopt.derivatives._exactness._products import PRODUCTS
@@ -32,6 +33,7 @@ from pureopt.derivatives._exactness._shown import SHOWN, show
 from pureopt.derivatives._exactness._sparse import WHERE, SparseStandIn, leaving
 from pureopt.derivatives._exactness._sparse_makers import SPARSE
 from pureopt.derivatives._exactness._sparse_products import SPARSE_PRODUCTS
+from pureopt.derivatives._exactness._special import SPECIAL
 from pureopt.derivatives._exactness._spectra import SPECTRA
 from pureopt.derivatives._exactness._transposed import TRANSPOSED
 from pureopt.derivatives._exactness._vector_norms import (
@@ -55,20 +57,19 @@ REPLACEMENTS: Table = {
     **LINALG,
     **LOSSES,
     **NORMS,
+    **NUMBERS,
     **PLACING,
     **PRODUCTS,
     **RECURRENT,
     **SAMPLING,
     **SPARSE,
     **SPARSE_PRODUCTS,
+    **SPECIAL,
     **SPECTRA,
     **TRANSPOSED,
     **VECTOR_NORMS,
     **WHOLE,
 }
-
-# The classes of its complaints.
-_OF_TORCH = {RuntimeError, NotImplementedError, TypeError, ValueError}
 
 # What torch also calls some arguments.
 _NUMPY = {"axis": "dim", "keepdims": "keepdim"}
@@ -168,11 +169,11 @@ def exact(f: Callable[Args, R]) -> Callable[Args, R]:
     r"""``f`` with compositions in place of the kernels that are wrong above first order.
 
     Torch has formulas of its own for the derivatives of normalizations, determinants,
-    linear systems, eigenvalues, norms, cumulative products, losses, attention, samplers
-    and recurrent layers, and above first order, or in the lanes of ``vmap``, some drop
-    terms, divide zero by zero, or are missing. Under ``exact`` these functions,
-    in each of their spellings, are made of operations whose formulas are right: every
-    nesting of ``grad``, ``jvp``, ``jacfwd``, ``jacrev`` and ``vmap`` is. Values are equal
+    linear systems, eigenvalues, norms, cumulative products, losses, attention, samplers,
+    recurrent layers and some special functions, and above first order, or in the lanes of
+    ``vmap``, some drop terms, divide zero by zero, or are missing. Under ``exact`` these
+    functions, in each of their spellings, are made of operations whose formulas are right:
+    every nesting of ``grad``, ``jvp``, ``jacfwd``, ``jacrev`` and ``vmap`` is. Values are equal
     to torch's up to rounding, arguments are the same, running statistics move as they do.
     The table in the guide :doc:`/guide/exact-derivatives` lists them.
 
@@ -181,8 +182,8 @@ def exact(f: Callable[Args, R]) -> Callable[Args, R]:
     smooth, and its Hessian at zero is ``2 I``. A kink takes the derivative of one side.
 
     A first derivative costs as much as torch's or a few times as much, of eigenvalues,
-    ``max_unpool`` and ``ctc_loss`` about ten times, of products by ``segment_reduce`` more:
-    train without. pureopt's own operators of order two and above apply it.
+    ``max_unpool``, ``ctc_loss``, ``log_ndtr`` and ``erfcx`` about ten times, of products by
+    ``segment_reduce`` more: train without. pureopt's own operators of order two and above apply it.
 
     Args:
         f: Any function. Apply ``exact`` first and transforms to its result, as in
@@ -223,8 +224,8 @@ def exact(f: Callable[Args, R]) -> Callable[Args, R]:
         try:
             return composed(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError) as error:
-            # Those of the program are of other classes, or not in a transform.
-            if type(error) in _OF_TORCH and transforms():
+            # Without a transform there is none to blame.
+            if transforms():
                 explain(WHERE, error)
             raise
 

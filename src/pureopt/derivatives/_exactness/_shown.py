@@ -1,13 +1,18 @@
-"""What the compiler shows to a mode.
+"""What the compiler shows to a mode, and as what it shows a product.
 
 Eagerly a mode is shown each call of torch. While it compiles, torch asks a list of the
 functions that may be overridden. Of private functions, of those that write in place, and
 of some others the list of torch 2.13 knows nothing: their calls would be traced as they
 are, without a word.
+
+Of an operator whose first operand only stands in for a tensor, the compiler exchanges the
+operands and calls the function for operands in the other order. For `@` its table has no
+such function, and the call arrives as if it had been written with the operands exchanged.
 """
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +26,7 @@ SHOWN: set[Callable[..., Any]] = set()
 _COUNTS: set[int] = set()
 
 _COMPILER = "torch._dynamo.variables.torch"
+_OPERATORS = "torch._dynamo.variables.builtin"
 
 
 def show() -> None:
@@ -40,3 +46,6 @@ def _show(context: Any = None) -> None:
     del context
     compiler: Any = sys.modules[_COMPILER]
     compiler.get_overridable_functions().update(SHOWN)
+    exchanged = vars(sys.modules[_OPERATORS])["BUILTIN_TO_TENSOR_RFN_MAP"]
+    for product in (operator.matmul, operator.imatmul):
+        exchanged[product] = torch.Tensor.__rmatmul__

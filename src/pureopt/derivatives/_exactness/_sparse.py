@@ -102,7 +102,11 @@ class SparseStandIn(StandIn):
 
     def become(self, new: SparseStandIn, func: Callable[..., Any]) -> SparseStandIn:
         """What ``func`` does, an operation in place: the dtype stays."""
-        if not torch.can_cast(new.dtype, self.dtype):
+        if (
+            not torch.can_cast(new.dtype, self.dtype)
+            # Such as of `abs_`, which torch refuses of complex numbers.
+            or new.dtype.is_complex != self.dtype.is_complex
+        ):
             raise refused(
                 "keep the dtype of what it writes to",
                 f"`{func.__name__}` of {new.dtype} into {self.dtype}",

@@ -85,6 +85,11 @@ def _cast(name: str) -> Rule:
 
 def _type(x: SparseStandIn, dtype: Any = None, non_blocking: bool = False) -> Any:
     """With a dtype a cast; without, or with a name of torch's, a question for torch."""
+    if dtype is None:
+        size = (0,) * x.ndim
+        with torch._C._DisableFuncTorch():  # noqa: SLF001 (not to make lanes of it)
+            empty = torch.empty(size, dtype=x.dtype, device=x.device, layout=x.layout)
+            return empty.type()
     if not isinstance(dtype, torch.dtype):
         return by_torch(torch.Tensor.type, (x, dtype), {}, writes=False)
     return _cast("to")(x, dtype, non_blocking)
@@ -212,7 +217,8 @@ def beside_stored(x: SparseStandIn, factors: Any, other: Any = None) -> Any:
     if not is_of_lanes(x.kept):
         return factors
     if not isinstance(factors, Tensor):
-        factors = torch.full_like(x.stored, factors)
+        dtype = torch.result_type(x.stored, factors)
+        factors = torch.full_like(x.stored, factors, dtype=dtype)
     kept = gathered(x.kept, x.places)
     kept = kept.reshape((*kept.shape, *(1,) * (max(factors.ndim, x.stored.ndim) - 1)))
     return torch.where(kept, factors, finite(factors) if other is None else other)

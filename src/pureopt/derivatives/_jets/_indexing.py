@@ -113,6 +113,31 @@ def index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) -
     return linear(lambda a, b: torch.index_put(a, indices, b, accumulate), *jets)
 
 
+def assigned(x: Jet, index: Any, value: Any) -> Jet:
+    """``x`` after ``x[index] = value``, where a place is written to once."""
+    y = lift(x, value)
+    if y.dtype.is_complex and not x.dtype.is_complex:
+        got = f"{y.dtype} into {x.dtype}"
+        raise DerivativeError("jet(f=...)", "keep the dtype of what it writes to", got)
+    index = value_of(index)
+    if not y.ndim and _is_mask(index) and index.shape == x.shape[: index.dim()]:
+        chosen = index.reshape(*index.shape, *[1] * (x.ndim - index.dim()))
+        return torch.where(chosen, y.to(x.dtype), x)  # how many are chosen is not asked
+    places = torch.arange(x.value.numel(), device=x.device).reshape(x.shape)[index]
+    extra = max(y.ndim - places.ndim, 0)  # of length one, as torch asks
+    shape = (*[1] * extra, *places.shape)
+
+    def assign(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        parts = b.to(a.dtype).expand(shape).reshape(-1)
+        return a.reshape(-1).scatter(0, places.reshape(-1), parts).reshape(x.shape)
+
+    return linear(assign, x, y)
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype == torch.bool
+
+
 @rule("embedding")
 def embedding(
     input: Any,  # noqa: A002
@@ -132,7 +157,13 @@ def embedding(
         )
     if not isinstance(weight, Jet):  # floating indices: torch says so
         return F.embedding(indices, weight, padding_idx, max_norm, *args, **kwargs)
-    return linear(lambda w: F.embedding(indices, w, padding_idx), weight)
+    y = linear(lambda w: F.embedding(indices, w), weight)
+    if padding_idx is None:
+        return y
+    F.embedding(indices, weight.value, padding_idx)  # which refuses one that is no row
+    # Its row is a constant: to gradients, and hence in forward mode, too.
+    padding = indices == padding_idx % weight.shape[0]
+    return torch.where(padding.unsqueeze(-1), y.value, y)
 
 
 def _embedding(

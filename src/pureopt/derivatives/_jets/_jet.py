@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import types
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -25,6 +26,16 @@ WRITTEN_IN_PYTHON: list[tuple[Callable[..., Any], Rule]] = []
 
 The compiler finds these by identity, not in a dict.
 """
+
+
+class _Passes(threading.local):
+    """The calls whose functions are being evaluated, and whether with gradients."""
+
+    def __init__(self) -> None:
+        self.open: list[tuple[str, bool]] = []
+
+
+PASSES = _Passes()
 
 
 # The functions that are written in C++: those in Python pass their arguments on by place.
@@ -145,6 +156,11 @@ class Jet(StandIn):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if not torch.is_grad_enabled() and any(graded for _, graded in PASSES.open):
+            # Taylor mode goes through `torch.no_grad`, in which torch runs the `forward` of
+            # an `autograd.Function`. So do gradients of its coefficients.
+            with torch.enable_grad():
+                return cls.__torch_function__(func, types, args, kwargs)
         rule = _by_identity(func) or RULES.get(func)
         if rule is None:
             raise missing(func)

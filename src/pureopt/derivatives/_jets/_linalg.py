@@ -106,8 +106,7 @@ def inv(A: Jet) -> Jet:
 
 def refused_by_torch(f: Callable[..., Any], A: Jet, *args: Any, **kwargs: Any) -> None:
     """Raise as torch does of such a shape and such options, without its work."""
-    if not torch.compiler.is_compiling():
-        f(torch.empty(A.shape, dtype=A.dtype, device="meta"), *args, **kwargs)
+    f(torch.empty(A.shape, dtype=A.dtype, device="meta"), *args, **kwargs)
 
 
 class Inverse(NamedTuple):

@@ -13,7 +13,7 @@ import torch
 
 from pureopt._errors import DerivativeError
 from pureopt.derivatives._exactness import _products, _vector_norms
-from pureopt.derivatives._jets._algebra import constant
+from pureopt.derivatives._jets._algebra import constant, like
 from pureopt.derivatives._jets._jet import Jet, missing
 from pureopt.derivatives._jets._linalg import refused_by_torch
 from pureopt.derivatives._jets._register import rule
@@ -60,6 +60,7 @@ def matrix_norm(
     dtype: torch.dtype | None = None,
 ) -> Any:
     """Of all elements, of singular values, or of the sums over rows or columns."""
+    ord = _order(ord)  # noqa: A001
     if ord == "fro":
         return vector_norm(A, 2, dim, keepdim, dtype=dtype)
     refused_by_torch(torch.linalg.matrix_norm, A, ord, dim, keepdim, dtype=dtype)
@@ -75,10 +76,15 @@ def matrix_norm(
         first, second = sorted((rows, columns))
         return y.unsqueeze(first).unsqueeze(second)
     x = torch.abs(x)
-    along, over = (rows, columns) if abs(float(ord)) == 1 else (columns, rows)
-    choose = torch.amax if float(ord) > 0 else torch.amin
+    along, over = (rows, columns) if abs(ord) == 1 else (columns, rows)
+    choose = torch.amax if ord > 0 else torch.amin
     y = choose(x.sum(along, keepdim=True), over, True)
     return y if keepdim else y.squeeze(dim)
+
+
+def _order(ord: Any) -> Any:  # noqa: A002
+    """A number where it is one, also in a tensor, which no set of numbers contains."""
+    return ord if ord is None or isinstance(ord, str) else float(ord)
 
 
 def _of_singular_values(A: Jet, ord: float | str) -> Any:  # noqa: A002
@@ -90,6 +96,8 @@ def _of_singular_values(A: Jet, ord: float | str) -> Any:  # noqa: A002
 
 @rule("linalg.cond")
 def cond(A: Jet, p: float | str | None = None) -> Any:
+    """Infinite for a singular matrix, where the derivatives are NaN."""
+    p = _order(p)
     refused_by_torch(torch.linalg.cond, A, p)
     if not A.value.numel():
         return constant(A, torch.linalg.cond(A.value, p))
@@ -97,11 +105,15 @@ def cond(A: Jet, p: float | str | None = None) -> Any:
         values = svdvals(A)
         largest, smallest = values[..., 0], values[..., -1]
         return smallest / largest if p == -2 else largest / smallest  # noqa: PLR2004
-    singular = torch.linalg.inv_ex(A.value).info != 0
+    regular = torch.linalg.inv_ex(A.value).info == 0
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    regular: Any = torch.where(singular[..., None, None], eye, A)
-    ratio = matrix_norm(A, p) * matrix_norm(torch.linalg.inv(regular), p)
-    return torch.where(singular, torch.linalg.cond(A.value.detach(), p), ratio)
+    inverse = torch.linalg.inv(torch.where(regular[..., None, None], A, eye))
+    y = matrix_norm(A, p) * matrix_norm(inverse, p)
+    value = torch.where(regular, y.value, torch.linalg.cond(A.value.detach(), p))
+    terms = y.coefficients
+    return like(
+        A, value, [c if c is None else c.where(regular, torch.nan) for c in terms]
+    )
 
 
 @rule("scatter_reduce")

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pureopt._errors import DerivativeError
 from pureopt.derivatives._jets._algebra import bilinear, like, linear
 from pureopt.derivatives._jets._jet import RULES, Jet
 from pureopt.derivatives._jets._register import rule, spellings
@@ -79,32 +78,8 @@ def _by_rows(
     return like(x, f(x.value) if value is None else value, coefficients)
 
 
-def _matmul_method(input: Any, other: Any) -> Any:  # noqa: A002
-    """The compiler of torch 2.13 shows ``jet @ tensor`` as ``tensor.matmul(jet)``."""
-    if torch.compiler.is_compiling() and not isinstance(input, Jet):
-        input, other = _ordered(input, other)  # noqa: A001
-    return matmul(input, other)
-
-
-RULES[torch.matmul] = RULES[torch.linalg.matmul] = matmul
-RULES[Tensor.matmul] = RULES[Tensor.__matmul__] = _matmul_method
-
-
-def _ordered(a: Any, b: Any) -> tuple[Any, Any]:
-    """The operands as they were written, where only one order fits."""
-    forth, back = _fit(a, b), _fit(b, a)
-    if forth and back and not a.ndim == b.ndim == 1:
-        raise DerivativeError(
-            "jet(f=...)",
-            "say which factor is the first, where it is compiled",
-            "`a @ b` of a tensor and a power series, which fit in either order",
-            "Write `torch.matmul(a, b)`.",
-        )
-    return (b, a) if back and not forth else (a, b)
-
-
-def _fit(a: Any, b: Any) -> bool:
-    return a.shape[-1] == b.shape[-1 if b.ndim == 1 else -2]
+for _op in spellings("matmul", "linalg.matmul", "__matmul__"):
+    RULES[_op] = matmul
 
 
 @rule("linear")

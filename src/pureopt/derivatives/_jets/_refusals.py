@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from pureopt._errors import DerivativeError
+from pureopt.derivatives._jets._indexing import assigned
 from pureopt.derivatives._jets._jet import RULES, Jet
 from pureopt.derivatives._jets._register import spellings
 
@@ -59,6 +60,19 @@ def _in_place(op: Callable[..., Any] | None, got: str) -> Callable[..., Any]:
     return write
 
 
+def _assignment(x: Any, index: Any, value: Any) -> None:
+    """``x[index] = value``."""
+    got = "an assignment to `x[...]`"
+    if isinstance(x, Jet):
+        x.write(assigned(x, index, value), got)
+        return
+    hint = (
+        "`x` is a constant, of which no operation can make a power series. Put the parts "
+        "together by `torch.stack` or `torch.cat`, or `x = x.index_put(...)`."
+    )
+    raise DerivativeError("jet(f=...)", "not write in place to a constant", got, hint)
+
+
 for _home in (torch.Tensor, torch, F):
     for _name in dir(_home):
         if _name.endswith("_") and not _name.startswith("_"):
@@ -74,9 +88,7 @@ for _name in (
     for _op in spellings(_name):
         RULES[_op] = _dropping(_name)
 
-RULES[torch.Tensor.__setitem__] = _refusing(
-    "not write in place", "an assignment to `x[...]`", _FRESH
-)
+RULES[torch.Tensor.__setitem__] = _assignment
 for _name, _sign in {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "pow": "**",
     "mod": "%",

@@ -13,7 +13,18 @@ import torch
 from torch import Tensor
 
 from pureopt._errors import DerivativeError
+from pureopt.derivatives._exactness._special import (
+    DTYPES,
+    ERFCX_OVER_RATIO,
+    FLAT,
+    LOG_ROOT_TAU,
+    ROOT_HALF,
+    ROOT_TWO,
+    moments,
+    scale,
+)
 from pureopt.derivatives._jets._algebra import (
+    Axis,
     elementwise,
     integral,
     lift,
@@ -46,11 +57,31 @@ def erfc(x: Jet) -> Jet:
     return integral(x, slope, torch.erfc(x.value))
 
 
+def _moved(x: Jet, value: Tensor) -> Jet:
+    """The same series from another value, where its own is that of another formula."""
+    return Axis(value, x.order) if isinstance(x, Axis) else like(x, value, x.terms)
+
+
+def _ratio(x: Jet, factor: float = 1.0) -> Jet:
+    """Mills' ratio at ``factor * x``, where that is not negative, over its scale."""
+    value, *outer = moments(factor * x.value, x.order)
+    slopes = [c * ((-factor) ** n / math.factorial(n)) for n, c in enumerate(outer, 1)]
+    return taylor(x, value, slopes)
+
+
 @univariate_rule("erfcx")
 def erfcx(x: Jet) -> Jet:
-    r""":math:`y' = 2 x y - 2 / \sqrt{\pi}`, which cancels where :math:`x` is large."""
-    value = torch.special.erfcx(x.value)
-    return elementwise(x, value, lambda u, y: 2 * u * y - _TWO_OVER_ROOT_PI)
+    r""":math:`y' = 2 x y - 2 / \sqrt{\pi}`, which cancels where :math:`x > 0`.
+
+    There it is Mills' ratio, with the derivatives of that.
+    """
+    tail, end = x.value > 0, x.value.isposinf()
+    below = _moved(x, torch.where(tail, 0.0, x.value))
+    start = torch.special.erfcx(below.value)
+    left = elementwise(below, start, lambda u, y: 2 * u * y - _TWO_OVER_ROOT_PI)
+    above = _moved(x, torch.where(tail & ~end, x.value, 0.0))
+    ratio = _ratio(above, ROOT_TWO) * (scale(ROOT_TWO * above.value) * ERFCX_OVER_RATIO)
+    return torch.where(tail, torch.where(end, 0.0, ratio), left)
 
 
 @univariate_rule("erfinv")
@@ -68,15 +99,22 @@ def ndtr(x: Jet) -> Jet:
 
 @univariate_rule("log_ndtr")
 def log_ndtr(x: Jet) -> Jet:
-    r""":math:`y' = \varphi(x) / \Phi(x) = e^{-x^2/2 - y} / \sqrt{2 \pi}`.
+    r""":math:`y' = \varphi(x) / \Phi(x)`; for :math:`x < 0` of Mills' ratio the logarithm.
 
-    In the left tail the exponent cancels: each order loses a factor :math:`|x|`.
+    There the quotient of two series would cancel.
     """
-
-    def slope(u: Jet, y: Jet) -> Jet:
-        return torch.exp(torch.square(u) * -0.5 - y) / _ROOT_TWO_PI
-
-    return elementwise(x, torch.special.log_ndtr(x.value), slope)
+    if x.dtype not in DTYPES:
+        torch.special.log_ndtr(x.value)  # which refuses it
+    tail, flat = x.value < 0, x.value > FLAT
+    end = x.value.isneginf()
+    start = torch.where(tail & ~end, x.value, 0.0)
+    ratio = torch.log(_ratio(_moved(x, start), -1.0)) + scale(-start).log()
+    parabola = torch.square(_moved(x, torch.where(tail, x.value, 0.0))) * 0.5
+    left = torch.where(end, 0.0, ratio) - parabola - LOG_ROOT_TAU
+    above = _moved(x, torch.where(tail | flat, 0.0, x.value))
+    value = torch.log1p(torch.erfc(above.value * ROOT_HALF) * -0.5)
+    right = integral(above, _bell(above) / torch.special.ndtr(above), value)
+    return torch.where(tail, left, torch.where(flat, -0.0, right))
 
 
 @univariate_rule("ndtri")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,17 +14,7 @@ from pureopt._typing import P
 from pureopt.derivatives._checks import call, direction, function, point
 from pureopt.derivatives._exactness._shown import show
 from pureopt.derivatives._exactness._vector_norms import REMEMBERED
-from pureopt.derivatives._jets._jet import Jet
-
-
-class _Passes(threading.local):
-    """The call whose function is being evaluated, if any."""
-
-    def __init__(self) -> None:
-        self.open: list[str] = []
-
-
-_PASSES = _Passes()
+from pureopt.derivatives._jets._jet import PASSES, Jet
 
 
 def jet(
@@ -49,7 +38,9 @@ def jet(
     :func:`pureopt.functionalize`, since ``torch.func.functional_call`` takes no jets. The
     result may be differentiated with ``grad``, mapped with ``vmap`` and compiled.
     Coefficients that are known to be zero cost nothing. Of a ``torch.autograd.Function``
-    the ``forward`` is differentiated as any code is; its ``backward`` is not asked.
+    the ``forward`` is differentiated as any code is; its ``backward`` is not asked. As
+    forward mode, Taylor mode does not stop at ``torch.no_grad``: what is meant to be a
+    constant is written ``x.detach()``.
 
     Taylor mode does not nest: a second variable takes ``torch.func.grad`` or
     ``torch.func.jvp`` around it, as in ``grad(lambda t: jet(lambda x: u(t, x), ...))``.
@@ -123,11 +114,11 @@ def propagate(
             nor a tensor, or another pass is open: its jets would be taken for those of
             this one.
     """
-    if _PASSES.open:
+    if PASSES.open:
         raise DerivativeError(
             where,
             "be the only pass of Taylor mode",
-            f"a call inside of `{_PASSES.open[-1]}`",
+            f"a call inside of `{PASSES.open[-1][0]}`",
             "Take the outer derivative by `torch.func.grad` or `torch.func.jvp`, or both "
             "from one pass: `bilaplacian`, or `jet` of higher order.",
         )
@@ -144,13 +135,13 @@ def propagate(
     for x in jets:
         x.locked = True
     show()
-    _PASSES.open.append(where)
+    PASSES.open.append((where, torch.is_grad_enabled()))
     REMEMBERED.scopes.append([])
     try:
         out = call(where, f, tree_unflatten(structure, jets))
     finally:
         REMEMBERED.scopes.pop()
-        _PASSES.open.pop()
+        PASSES.open.pop()
     for leaf in tree_leaves(out):
         if not isinstance(leaf, Jet | Tensor):
             raise DerivativeError(where, "return tensors", told(leaf))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pureopt.derivatives._exactness._bodies import BODIES
+from pureopt.derivatives._exactness._numbers import NUMBERS
 from pureopt.derivatives._exactness._numeric import Table
 from pureopt.derivatives._exactness._recurrent import RECURRENT
 from pureopt.derivatives._per_sample._bags import embedding_bag
@@ -27,8 +28,8 @@ COMPOSITES: Table = {
     F.multi_head_attention_forward: BODIES[F.multi_head_attention_forward],
 }
 # What ``vmap`` refuses or runs lane by lane, whether it has parameters or not. What they
-# do not know they leave to torch's own.
-FOR_VMAP: Table = {**RECURRENT, F.embedding_bag: embedding_bag}
+# do not know they leave to torch's own. Numbers are read as nothing else is.
+FOR_VMAP: Table = {**NUMBERS, **RECURRENT, F.embedding_bag: embedding_bag}
 
 # It calls `super`, which a mode that is traced cannot.
 UNFLATTEN = Tensor.unflatten
