@@ -371,6 +371,7 @@ OF_NUMBERS = {
     "tensor": lambda x: torch.tensor([x[0] ** 2, x[1]]).sum(),
     "nested": lambda x: torch.as_tensor([[1.0, 2.0], (x[0], x[1])]).sum(),
     "array": lambda x: torch.asarray([x[0] * x[1]]).sum(),
+    "new": lambda x: x.new_tensor([x[0] * x[1]]).sum(),
 }
 
 
@@ -404,7 +405,11 @@ def test_compiled_a_tensor_of_numbers_that_loses_derivatives_is_refused(call):
 
 def test_a_tensor_of_constants_is_one():
     x = randn(2)
-    f = lambda x: x.sum() ** 2 * torch.tensor([2.0, x.detach()[0]])[0]  # noqa: E731
+
+    def f(x):
+        two = torch.tensor([2.0, x.detach()[0]])[0] * torch.asarray(obj=[1.0])[0]
+        return x.sum() ** 2 * two * x.new_tensor([1.0, x.shape[0]])[0]
+
     # Two times two, twice over, times the two of the square.
     torch.testing.assert_close(hessian(f)(x), torch.full((2, 2), 4.0).double())
 

@@ -147,8 +147,30 @@ def test_gradients_of_series_go_through_what_is_computed_without_gradients(sine)
     leaf = w.clone().requires_grad_()
     (taped,) = torch.autograd.grad(trace(leaf), leaf)
     torch.testing.assert_close(taped, plain, **close)
-    with torch.no_grad():  # around the call it holds
-        assert not trace(leaf).requires_grad
+
+
+def test_without_gradients_around_the_call_nothing_has_one():
+    w, made = randn(3, 3).requires_grad_(), []
+
+    def f(x):
+        made.append((w @ x).tanh().value)
+        return made[0].sum() + x.sum()
+
+    with torch.no_grad():
+        laplacian(f)(randn(3))
+    assert not made[0].requires_grad
+
+
+def test_each_of_several_is_made_one_dimension_at_least():
+    def f(x):
+        a, b, c = torch.atleast_1d(x * 1, x.prod(), torch.ones(()))
+        return (a.exp() * b * c).sum()
+
+    x = randn(3)
+    # Sums of products of ten numbers of order one.
+    torch.testing.assert_close(
+        laplacian(f)(x), hessian(f)(x).trace(), rtol=1e-13, atol=1e-13
+    )
 
 
 @pytest.mark.compile

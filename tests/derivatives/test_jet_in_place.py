@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,13 @@ def in_place_after_a_linear_map(x):
     return (y.exp()).sum() + (h**2).sum()
 
 
+def in_place_on_a_first_matrix_power(x):
+    h = x.outer(x.sin())
+    y = torch.linalg.matrix_power(h, 1)
+    y += 1
+    return (h * y).sum()
+
+
 def in_place_on_a_first_power(x):
     h = x.sin()
     y = h**1
@@ -65,6 +74,7 @@ def in_place_on_a_first_power(x):
         in_place_on_a_norm,
         in_place_after_a_linear_map,
         in_place_on_a_first_power,
+        in_place_on_a_first_matrix_power,
     ],
     ids=lambda f: f.__name__,
 )
@@ -83,8 +93,16 @@ def test_what_is_written_to_is_seen_under_each_of_its_names(f):
         (lambda x: (x.sin().view(3).__iadd__(1)).sum(), r"`\+=`"),
         (lambda x: nn.functional.relu(x, inplace=True).sum(), r"relu\(inplace\)`"),
         (lambda x: x.sin().sum().__imul__(x).sum(), r"`\*=` of \(3,\)"),
+        (lambda x: torch.einsum("ii->i", x.outer(x)).add_(1), "`add_`"),
+        (lambda x: x.sin().conj_physical().add_(1), "`add_`"),
+        (lambda x: x.sin().sum_to_size(3).add_(1), "`add_`"),
+        (lambda x: torch.view_as_complex(x.sin()[:2]).add_(1), "`add_`"),
+        (lambda x: copy.copy(x.sin()).add_(1), "`add_`"),
     ],
-    ids=["view", "operator", "argument", "shape"],
+    ids=[
+        *("view", "operator", "argument", "shape", "einsum", "conjugate", "size"),
+        *("complex", "copy"),
+    ],
 )
 def test_writing_to_what_others_share_is_refused(f, got):
     with pytest.raises(po.DerivativeError, match=got):
@@ -453,3 +471,18 @@ def test_compiled_parts_of_a_value_are_assigned(name):
 def test_what_cannot_be_assigned_is_refused(write, error, words):
     with pytest.raises(error, match=words):
         laplacian(write)(randn(3))
+
+
+def test_what_is_assigned_takes_the_dtype_of_what_it_is_written_to():
+    tree = {"x": torch.ones(3), "wide": torch.tensor(2.0, dtype=torch.float64)}
+
+    def f(t):
+        y = t["x"].sin()
+        y[MASK] = t["wide"] ** 2
+        y[1] = t["wide"] ** 3
+        return y
+
+    value, (slope,) = po.derivatives.jet(f, tree, (tree,))
+    assert value.dtype == slope.dtype == torch.float32
+    assert value.tolist() == [4, 8, 4]
+    assert slope.tolist() == [8, 24, 8]

@@ -64,6 +64,14 @@ def test_exact_by_the_kernel_and_in_lanes():
     ].any()
 
 
+@pytest.mark.parametrize("padding", [0, -1, -5])
+def test_taylor_mode_counts_from_the_end_too(padding):
+    f = loss(lambda table: padded(table, padding))
+    held = loss(lambda table: by_hand(table, padding % 5))
+    want = torch.func.hessian(held)(TABLE).reshape(15, 15).trace()
+    close(D.laplacian(f)(TABLE), want)
+
+
 def test_the_operators_agree():
     f, held = loss(padded), loss(by_hand)
     want = torch.func.hessian(held)(TABLE)

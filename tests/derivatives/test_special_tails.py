@@ -8,10 +8,10 @@ import mpmath
 import pytest
 import torch
 from mpmath import mp
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
-from pureopt.derivatives import exact, jet, laplacian, nth_derivative
+from pureopt.derivatives import exact, hvp, jet, laplacian, nth_derivative
 from pureopt.derivatives._exactness._special import _COSINES, _FAR, _NEAR
 from tests.derivatives.exact_case import differentiated, words
 from tests.derivatives.row import randn
@@ -289,3 +289,13 @@ def test_nested_derivatives_of_logsigmoid_are_right_where_its_slope_vanishes(x):
             # Sums of up to n! powers of the sigmoid, all below its least slope.
             size = max(abs(expected), math.exp(-abs(x)) / 8)
             assert abs(got - expected) <= 2**-52 * 4 * math.factorial(n) * size
+
+
+@pytest.mark.parametrize("f", [log_ndtr, erfcx, torch.sinc, F.logsigmoid])
+@pytest.mark.parametrize("x", [-1.5, 0.5])
+def test_a_number_of_single_precision_stays_one(f, x):
+    x, v = torch.tensor(x), torch.ones(())
+    _, slope = jvp(exact(f), (x,), (v,))
+    _, (first, second) = jet(f, x, (v, v))
+    for y in (slope, grad(exact(f))(x), hvp(f, x, v), first, second):
+        assert y.dtype == torch.float32

@@ -13,15 +13,16 @@ from pureopt.derivatives._exactness._numeric import Table, is_differentiated
 
 
 def _checked(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def made(data: Any, *args: Any, **named: Any) -> Tensor:
+    def made(*args: Any, **named: Any) -> Tensor:
+        data = [x for x in (*args, *named.values()) if isinstance(x, list | tuple)]
         if any(map(is_differentiated, _tensors(data))):
             raise DerivativeError(
                 "exact(f=...)",
                 "keep its numbers in tensors",
-                f"`torch.{make.__name__}` of a list with tensors that have derivatives",
+                f"`{make.__name__}` of a list with tensors that have derivatives",
                 "Join them by `torch.stack([x, y])`; constants are `x.detach()`.",
             )
-        return make(data, *args, **named)
+        return make(*args, **named)
 
     return made
 
@@ -38,5 +39,6 @@ def _tensors(data: Any) -> list[Tensor]:
 
 
 NUMBERS: Table = {
-    make: _checked(make) for make in (torch.tensor, torch.as_tensor, torch.asarray)
+    make: _checked(make)
+    for make in (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 }

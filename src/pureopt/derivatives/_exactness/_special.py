@@ -144,16 +144,22 @@ def log_ndtr(input: Tensor) -> Tensor:  # noqa: A002
     """
     if input.dtype not in DTYPES:
         return torch.special.log_ndtr(input)
+    return _log_ndtr(input.unsqueeze(-1)).squeeze(-1)
+
+
+# Of a 0-d tensor of float32 times a number, the tangent is float64 in torch: these two are
+# of one dimension or more.
+def _log_ndtr(input: Tensor) -> Tensor:  # noqa: A002
     tail = input < 0
-    x = torch.where(tail, input, 0.0)
-    t = torch.where(input.isneginf(), 0.0, -x)  # where the ratio has no slope
+    x = input.masked_fill(~tail, 0.0)
+    t = -x.masked_fill(input.isneginf(), 0.0)  # where the ratio has no slope
     left = moments(t)[0].log() + scale(t).log() - LOG_ROOT_TAU - 0.5 * x * x
     # From there on it is zero, also where infinity would be multiplied with it.
     past = input > FLAT
     # What the kernel computes there, which has no rule for lanes.
-    above = torch.where(tail | past, 0.0, input)
+    above = input.masked_fill(tail | past, 0.0)
     right = (-0.5 * torch.erfc(above * ROOT_HALF)).log1p()
-    return torch.where(tail, left, torch.where(past, -0.0, right))
+    return torch.where(tail, left, right.masked_fill(past, -0.0))
 
 
 def erfcx(input: Tensor) -> Tensor:  # noqa: A002
@@ -163,12 +169,16 @@ def erfcx(input: Tensor) -> Tensor:  # noqa: A002
     """
     if input.dtype not in DTYPES:
         return torch.special.erfcx(input)
+    return _erfcx(input.unsqueeze(-1)).squeeze(-1)
+
+
+def _erfcx(input: Tensor) -> Tensor:  # noqa: A002
     tail = input > 0
     end = input.isposinf()
-    t = torch.where(tail & ~end, input, 0.0) * ROOT_TWO
+    t = input.masked_fill(~tail | end, 0.0) * ROOT_TWO
     right = moments(t)[0] * (scale(t) * ERFCX_OVER_RATIO)
-    left = torch.special.erfcx(torch.where(tail, 0.0, input))
-    return torch.where(tail, torch.where(end, 0.0, right), left)
+    left = torch.special.erfcx(input.masked_fill(tail, 0.0))
+    return torch.where(tail, right.masked_fill(end, 0.0), left)
 
 
 def sinc(input: Tensor) -> Tensor:  # noqa: A002

@@ -37,8 +37,10 @@ def complex_(real: Any, imag: Any) -> Jet:
 
 @rule("view_as_complex")
 def view_as_complex(input: Jet) -> Jet:  # noqa: A002
-    """Not a view, since coefficients have strides of their own."""
-    return complex_(input[..., 0], input[..., 1])
+    """Computed, since coefficients have strides of their own; to a program it is a view."""
+    y = complex_(input[..., 0], input[..., 1])
+    y.locked = True  # as its argument is by now
+    return y
 
 
 @rule("sgn")

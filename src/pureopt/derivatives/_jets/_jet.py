@@ -115,6 +115,12 @@ class Jet(StandIn):
         """What this jet is now, whatever is written to it later."""
         return Jet(self.value, self.terms, self.summed)
 
+    def __copy__(self) -> Jet:
+        """Of a tensor a second name of the same numbers."""
+        copy = self.frozen()
+        self.locked = copy.locked = True
+        return copy
+
     def write(self, new: Jet, name: str) -> Jet:
         """What an operation in place does: this very jet becomes another one.
 

@@ -238,7 +238,7 @@ def matrix_power(A: Jet, n: int) -> Jet:
         eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
         return lift(A, eye.expand(A.shape).clone())
     if n == 1:
-        return A
+        return A.frozen()  # a copy
     half = matrix_power(A, n // 2)
     even = torch.matmul(half, half)
     return torch.matmul(even, A) if n % 2 else even

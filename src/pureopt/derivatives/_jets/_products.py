@@ -129,7 +129,10 @@ def einsum(equation: str, *operands: Any) -> Any:
     if len(places) == 1:
         i = places[0]
         before, after = operands[:i], operands[i + 1 :]
-        return linear(lambda c: torch.einsum(equation, *before, c, *after), operands[i])
+        y = linear(lambda c: torch.einsum(equation, *before, c, *after), operands[i])
+        if len(operands) == 1:  # where nothing is summed a view
+            operands[i].locked = y.locked = True
+        return y
     if len(operands) == 2:  # noqa: PLR2004
         return multiply(lambda a, b: torch.einsum(equation, a, b), *operands)
     return _contract(equation.replace(" ", ""), list(operands))

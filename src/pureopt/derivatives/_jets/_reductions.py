@@ -22,9 +22,7 @@ from pureopt.derivatives._jets._arithmetic import belongs, quotient
 from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._register import linear_in_first, rule, spellings
 
-linear_in_first(
-    spellings("sum", "mean", "cumsum", "diff", "sum_to_size", "nansum", "nanmean")
-)
+linear_in_first(spellings("sum", "mean", "cumsum", "diff", "nansum", "nanmean"))
 
 Dims = int | Sequence[int] | None
 

@@ -30,14 +30,14 @@ VIEWS = (
     "split_with_sizes", "tensor_split", "unbind", "diagonal", "real", "unfold",
     "as_strided", "cpu", "cuda", "hsplit", "vsplit", "dsplit", "alias", "resolve_conj",
     "resolve_neg", "conj", "imag", "view_as_real", "atleast_1d", "atleast_2d",
-    "atleast_3d",
+    "atleast_3d", "conj_physical", "sum_to_size",
 )  # fmt: skip
 
 COPIES = (
     "repeat", "repeat_interleave", "tile", "flip", "fliplr", "flipud", "roll", "rot90",
     "clone", "diag", "diag_embed", "diagflat", "tril", "triu", "trace", "pixel_shuffle",
     "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "fold", "interpolate",
-    "upsample", "conj_physical",
+    "upsample",
 )  # fmt: skip
 
 # Functions of the values alone. Of those that are piecewise constant the derivatives are
@@ -85,8 +85,21 @@ def _shaped(op: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
+def _each(op: Callable[..., Any], rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Of one argument, or of each of several."""
+
+    def apply(*tensors: Any) -> Any:
+        if len(tensors) == 1:
+            return rule(*tensors)
+        return tuple(rule(x) if isinstance(x, Jet) else op(x) for x in tensors)
+
+    return apply
+
+
 views_of_first(spellings(*VIEWS))
 linear_in_first(spellings(*COPIES))
+for _op in spellings("atleast_1d", "atleast_2d", "atleast_3d"):
+    RULES[_op] = _each(_op, RULES[_op])
 # These methods are Python that calls `super`, which the compiler does not trace.
 RULES[Tensor.unflatten] = RULES[torch.unflatten]
 RULES[Tensor.split] = RULES[torch.split]
