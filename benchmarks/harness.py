@@ -164,15 +164,17 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu() -> str:
+    """Its name, and where Linux tells them the numbers that one name may hide."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor()
-    models = (
-        line.partition(":")[2].strip()
-        for line in info.read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    )
-    return next(models, platform.processor())
+    said: dict[str, str] = {}
+    for line in info.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        said.setdefault(name.strip(), value.strip())
+    name = said.get("model name", platform.processor())
+    numbers = [f"{n} {said[n]}" for n in ("cpu family", "model") if n in said]
+    return ", ".join([name, *numbers])
 
 
 def use_threads(threads: int) -> None:

@@ -290,7 +290,7 @@ def measure(*, quick: bool = False) -> Report:
         runs = directional(f, x, v, order)
         # One call of the last one takes seconds at order 8: it has a race of its own.
         slow = runs.pop(NESTED_JVP)
-        rounds = 2 if quick else 40 // order
+        rounds = 2 if quick else max(12, 40 // order)
         times = contest(runs, x.dtype, rounds)
         reverse = dict.fromkeys((SLOPES, NESTED_GRAD, EACH_POINT), ">= 100")
         table.compare(what, times, reverse if order == 8 else None)
