@@ -35,17 +35,21 @@ def show() -> None:
         # Slow to import, and there already.
         from torch._dynamo.comptime import comptime  # noqa: PLC0415
 
-        comptime(_show)
+        comptime(_traced)
     elif _COMPILER in sys.modules and len(SHOWN) not in _COUNTS:
         _COUNTS.add(len(SHOWN))  # what is compiled may be called inside a scope
         _show()
 
 
-def _show(context: Any = None) -> None:
-    """Not traced: it runs while the compiler traces."""
-    del context
+def _show() -> None:
     compiler: Any = sys.modules[_COMPILER]
     compiler.get_overridable_functions().update(SHOWN)
+
+
+def _traced(context: Any) -> None:
+    """Not traced itself: it runs while the compiler traces."""
+    del context
+    _show()
     exchanged = vars(sys.modules[_OPERATORS])["BUILTIN_TO_TENSOR_RFN_MAP"]
     for product in (operator.matmul, operator.imatmul):
         exchanged[product] = torch.Tensor.__rmatmul__
