@@ -1,7 +1,11 @@
 """Configuration of the documentation site; `make docs` builds it without a network."""
 
 import re
+import sys
 from importlib.metadata import version as installed_version
+from types import ModuleType
+
+import torch
 
 project = "pureopt"
 author = "The pureopt developers"
@@ -19,6 +23,8 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build"]
+# Of a function among the settings of the gallery.
+suppress_warnings = ["config.cache"]
 
 html_theme = "furo"
 html_title = f"pureopt {version}"
@@ -55,6 +61,18 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_only_copy_prompt_lines = True
 
+
+def _as_in_a_new_process(_config, _example):
+    """Take back what an example leaves: its dtype, and its `__main__` in the compiler."""
+    torch.set_default_dtype(torch.float32)
+    compiler = sys.modules.get("torch._dynamo.symbolic_convert")
+    if compiler is not None:
+        vars(compiler)["_import_module"].cache_clear()
+    for module in [*sys.modules.values()]:
+        if isinstance(module, ModuleType):
+            module.__dict__.pop("__import___main__", None)
+
+
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
@@ -66,6 +84,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "abort_on_example_error": True,
     "image_srcset": ["2x"],
+    "reset_modules": ("matplotlib", _as_in_a_new_process),
 }
 
 
