@@ -47,29 +47,28 @@ def call(where: str, f: Callable[..., Any], *args: Any) -> Any:
         DerivativeError: If ``args`` were written to, or torch's message is one that has
             a known cause.
     """
-    before = _versions(args)
+    leaves = [] if torch.compiler.is_compiling() else _counted(args)
+    before = [leaf._version for leaf in leaves]  # noqa: SLF001
     try:
         value = f(*args)
     except (RuntimeError, TypeError, ValueError) as error:
         if not isinstance(error, PureoptError):
             explain(where, error)
         raise
-    if _versions(args) != before:
-        raise DerivativeError(where, *WRITES)
+    for leaf, count in zip(leaves, before, strict=True):
+        if leaf._version != count:  # noqa: SLF001
+            raise DerivativeError(where, *WRITES)
     return value
 
 
-def _versions(args: Sequence[Any]) -> list[int]:
-    """How often each tensor was written to, where torch counts it."""
-    if torch.compiler.is_compiling():
-        return []
+def _counted(args: Sequence[Any]) -> list[Tensor]:
+    """The tensors of which torch counts how often they are written to."""
     # What `x.detach()` gives inside of Taylor mode is the value itself.
-    leaves = [getattr(leaf, "value", leaf) for leaf in tree_leaves(args)]
-    return [
-        leaf._version  # noqa: SLF001
-        for leaf in leaves
-        if isinstance(leaf, Tensor) and not leaf.is_inference()
+    leaves = [
+        leaf if isinstance(leaf, Tensor) else getattr(leaf, "value", None)
+        for leaf in tree_leaves(args)
     ]
+    return [x for x in leaves if isinstance(x, Tensor) and not x.is_inference()]
 
 
 def function(where: str, f: T) -> T:
@@ -183,17 +182,19 @@ def point(where: str, x: Any) -> None:
         TreeError: Names the first leaf that is not.
         DerivativeError: If it is a power series: the call stands inside Taylor mode.
     """
-    if any(isinstance(leaf, StandIn) for leaf in tree_leaves(x)):
-        raise DerivativeError(
-            where,
-            "be called outside of Taylor mode",
-            "a `Jet`: the function of a `jet`, `nth_derivative` or `laplacian`",
-            "Take the outer derivative by `torch.func.grad` or `torch.func.jvp`, or both "
-            "from one pass: `bilaplacian`, or `jet` of higher order.",
-        )
+    leaves = tree_leaves(x)
+    for leaf in leaves:
+        if isinstance(leaf, StandIn):
+            raise DerivativeError(
+                where,
+                "be called outside of Taylor mode",
+                "a `Jet`: the function of a `jet`, `nth_derivative` or `laplacian`",
+                "Take the outer derivative by `torch.func.grad` or `torch.func.jvp`, or "
+                "both from one pass: `bilaplacian`, or `jet` of higher order.",
+            )
     check_params(where, x)
-    if not any(leaf.numel() for leaf in tree_leaves(x)):
-        raise TreeError(where, "hold at least one number", told(tree_leaves(x)[0]))
+    if not any(leaf.numel() for leaf in leaves):
+        raise TreeError(where, "hold at least one number", told(leaves[0]))
 
 
 def positive(where: str, number: Any) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pureopt._tree import tree_leaves, tree_map
+from pureopt._tree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from pureopt._typing import P
 from pureopt.derivatives._checks import call, chunk, point
 from pureopt.derivatives._jets._jet import Jet
@@ -137,7 +137,7 @@ def identity_like(x: Any) -> Tensor:
     """The coordinate directions as rows."""
     leaves = tree_leaves(x)
     return torch.eye(
-        sum(leaf.numel() for leaf in leaves),
+        sum([leaf.numel() for leaf in leaves]),
         dtype=reduce(torch.promote_types, [leaf.dtype for leaf in leaves]),
         device=leaves[0].device,
     )
@@ -148,17 +148,17 @@ def along(
 ) -> Any:
     """The jets of ``f`` along these directions (rows), summed over them at ``order``."""
     # `unravel` acts on the last dimension; the leaves get theirs by a reshape.
-    leaves = tree_leaves(x)
-    pieces = iter(
-        directions.split([leaf.numel() for leaf in leaves], dim=-1)
-        if len(leaves) > 1
-        else [directions]
-    )
-    first = tree_map(
-        lambda leaf: (
-            next(pieces).reshape((len(directions), *leaf.shape)).to(leaf.dtype)
-        ),
-        x,
+    leaves, structure = tree_flatten(x)
+    pieces = [directions]
+    if len(leaves) > 1:
+        pieces = directions.split([leaf.numel() for leaf in leaves], dim=-1)
+    count = directions.shape[0]
+    first = tree_unflatten(
+        structure,
+        [
+            piece.reshape((count, *leaf.shape)).to(leaf.dtype)
+            for piece, leaf in zip(pieces, leaves, strict=True)
+        ],
     )
     return propagate(where, f, x, [first, *[None] * (order - 1)], summed=order)
 

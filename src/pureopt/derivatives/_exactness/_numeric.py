@@ -27,6 +27,9 @@ is_wrapped: Callable[[Any], bool] = _FUNCTORCH.is_functorch_wrapped_tensor
 unwrapped: Callable[[Tensor], Tensor] = _FUNCTORCH.get_unwrapped
 lane_dimension: Callable[[Tensor], int] = _FUNCTORCH.maybe_get_bdim
 
+# How many transforms of `torch.func` are at work.
+transforms: Callable[[], int] = _FUNCTORCH.get_dynamic_layer_stack_depth
+
 
 def innermost(x: Tensor) -> Tensor:
     """The tensor in the wrappers of transforms: all lanes, and the count of its writes."""
@@ -60,11 +63,6 @@ def spellings(name: str, composition: Callable[..., Any]) -> Table:
     """The table of an operator that only ``torch.ops.aten`` has."""
     operator: Any = getattr(torch.ops.aten, name)
     return {operator: composition, operator.default: composition}
-
-
-def transforms() -> int:
-    """How many transforms of ``torch.func`` are at work."""
-    return _FUNCTORCH.get_dynamic_layer_stack_depth()
 
 
 def widened(x: Tensor) -> Tensor:

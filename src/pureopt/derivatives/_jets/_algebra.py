@@ -17,7 +17,13 @@ from torch.func import vmap
 
 from pureopt.derivatives._exactness._numeric import transforms
 from pureopt.derivatives._jets._constants import unwritten
-from pureopt.derivatives._jets._directions import has_lanes, later, sum_of_products
+from pureopt.derivatives._jets._directions import (
+    has_lanes,
+    later,
+    may_wait,
+    put_off,
+    sum_of_products,
+)
 from pureopt.derivatives._jets._jet import Jet
 from pureopt.derivatives._jets._later import Coefficient, Later, found
 
@@ -73,59 +79,59 @@ def linear(
         of_rows: Whether ``f`` maps over leading dimensions, as those of directions are.
     """
     if value is None:
-        value = f(*(x.value for x in jets))
-    orders = range(1, jets[0].order + 1)
+        value = f(*[x.value for x in jets])
+    first = jets[0]
+    terms = _linear_terms(f, jets, value, of_rows)
     if isinstance(value, Tensor):
-        if all(term is None for x in jets for term in x.terms):
-            return constant(jets[0], value)
-        if len(jets) == 1 and jets[0].summed is None:  # nothing to fill in or put off
-            coefficients = jets[0].coefficients
-            return like(
-                jets[0], value, [c if c is None else f(c) for c in coefficients]
-            )
-        now = [x.frozen() for x in jets]
-        if jets[0].summed is not None and not torch.compiler.is_compiling():
-            guarded = unwritten(f)
-            if guarded is None:
-                now_all = [_linear_at(f, now, k, of_rows) for k in orders]
-                return like(jets[0], value, now_all)
-            f = guarded
-        terms = [
-            later(
-                value,
-                now,
-                k,
-                partial(_linear_at, f, now, k, of_rows),
-                lanes=not of_rows,
-            )
-            for k in orders
-        ]
-        return like(jets[0], value, terms)
-    coefficients = [_linear_at(f, jets, k, of_rows) for k in orders]
+        return like(first, value, terms)
     return type(value)(
-        like(jets[0], v, [c if c is None else c[i] for c in coefficients])
+        like(first, v, [c if c is None else c[i] for c in terms])
         for i, v in enumerate(value)
     )
 
 
+def _linear_terms(
+    f: Callable[..., Any], jets: Sequence[Jet], value: Any, of_rows: bool
+) -> list[Any]:
+    """The coefficients above order zero; those of many directions are put off."""
+    first = jets[0]
+    summed = first.summed or 1
+    waits = isinstance(value, Tensor) and may_wait(first, 1)
+    late = unwritten(f) if waits else None
+    values = [x.value for x in jets]
+    terms: list[Any] = []
+    for k, coefficients in enumerate(zip(*[x.terms for x in jets], strict=True), 1):
+        rows = of_rows or k >= summed
+        if late is None or k >= summed:
+            terms.append(_linear_at(f, coefficients, values, rows))
+        elif any([c is not None for c in coefficients]):  # noqa: C419 (half the time)
+            make = partial(_linear_at, late, coefficients, values, rows)
+            terms.append(put_off(value, jets, k, make, lanes=not of_rows))
+        else:
+            terms.append(None)
+    return terms
+
+
 def _linear_at(
     f: Callable[..., Any],
-    jets: Sequence[Jet],
-    k: int,
-    of_rows: bool,
+    coefficients: Sequence[Coefficient | Later],
+    values: Sequence[Tensor],
+    rows: bool,
     part: slice | None = None,
 ) -> Any:
-    terms = [x.coefficient(k, part) for x in jets]
+    """``f`` of coefficients of one order, which zeros like the values fill up."""
+    if len(coefficients) == 1:
+        c = found(coefficients[0], part)
+        return c if c is None else f(c) if rows else vmap(f)(c)
+    terms = [found(c, part) for c in coefficients]
     if all(c is None for c in terms):
         return None
     lanes = tuple(None if c is None else 0 for c in terms)
     filled = [
-        torch.zeros_like(x.value) if c is None else c
-        for x, c in zip(jets, terms, strict=True)
+        torch.zeros_like(value) if c is None else c
+        for value, c in zip(values, terms, strict=True)
     ]
-    if has_lanes(jets[0], k) and not of_rows:
-        return vmap(f, in_dims=lanes)(*filled)
-    return f(*filled)
+    return f(*filled) if rows else vmap(f, in_dims=lanes)(*filled)
 
 
 def plus(a: Coefficient, b: Coefficient) -> Coefficient:
@@ -187,13 +193,15 @@ def convolution(
         if a[j] is None or b[k - j] is None or not w:
             continue
         if k == summed and 0 < j < k:
-            total = plus(total, scaled(sum_of_products(a[j], b[k - j]), w))
+            term = sum_of_products(a[j], b[k - j])
+            term = term if w == 1 else scaled(term, w)
+            total = term if total is None else plus(total, term)
             continue
         left, right = found(a[j]), found(b[k - j])
         if left is None or right is None:
             continue
         if total is None:
-            total = _scaled_product(left, right, w, alone)
+            total = left * right if w == 1 else _scaled_product(left, right, w, alone)
         # A series to which a constant of a wider dtype was added has two dtypes.
         elif not alone or not total.dtype == left.dtype == right.dtype:
             total = torch.addcmul(total, left, right, value=w)
@@ -206,8 +214,6 @@ def convolution(
 
 def _scaled_product(a: Tensor, b: Tensor, c: float, alone: bool) -> Tensor:
     """``c * a * b`` in as few passes over the memory as can be."""
-    if c == 1:
-        return a * b
     if alone:
         return (a * b).mul_(c)
     return torch.addcmul(a.new_zeros(()), a, b, value=c)
@@ -263,11 +269,12 @@ def _variable(x: Jet) -> Series | None:
 def _integral_at(
     u: Series | None, s: Series, k: int, summed: int | None, above: float = 1
 ) -> Coefficient:
+    if u is None:
+        return scaled(s[k - 1], 1 if k == 1 else above / k)
+
     def weight(j: int) -> float:
         return j / k if j == k else above * j / k
 
-    if u is None:
-        return scaled(s[k - 1], weight(1))
     return convolution(u, s, k, summed=summed, weight=weight, start=1)
 
 
@@ -286,7 +293,7 @@ def ode(
             coefficients of ``y`` up to that order.
         above: By what those above order zero are still to be multiplied.
     """
-    u = _variable(x)
+    u = None if isinstance(x, Axis) else series(x)
     y: list[Coefficient] = [value]
     s: list[Coefficient] = []
     for k in range(1, x.order + 1):
@@ -318,22 +325,21 @@ def taylor(x: Jet, value: Tensor, outer: Series) -> Jet:
         outer: The coefficients :math:`c_1, \dots, c_K` there: the derivatives of the
             outer function over the factorials.
     """
-    if x.summed is not None and not torch.compiler.is_compiling():
+    if may_wait(x, 1):
         # Read late: by then the value itself may have been written to.
-        known = (value, x.value)
-        outer = [
-            c.clone() if c is not None and any(c is v for v in known) else c
-            for c in outer
-        ]
-    u: Sequence[Coefficient | Later] = [None, *x.terms]
-    powers = [u]
-    for _ in range(2, len(u)):
-        last = powers[-1]
-        powers.append([_power_at(u, last, k, x.summed) for k in range(len(u))])
+        outer = [_apart(c, value, x.value) for c in outer]
+    u = (None, *x.terms)
+    powers: list[Sequence[Coefficient | Later]] = [u]
+    for n in range(2, len(u)):  # the n-th power begins at order n
+        new: list[Coefficient | Later] = [None] * n
+        for k in range(n, len(u)):
+            power = convolution(u, powers[-1], k, summed=x.summed, start=1, stop=k - 1)
+            new.append(power)
+        powers.append(new)
 
     def term(k: int, part: slice | None) -> Coefficient:
         total: Coefficient = None
-        for c, power in zip(outer, powers, strict=True):
+        for c, power in zip(outer[:k], powers, strict=False):
             p = None if c is None else found(power[k], part)
             if c is not None and p is not None:
                 total = c * p if total is None else torch.addcmul(total, c, p)
@@ -347,14 +353,12 @@ def taylor(x: Jet, value: Tensor, outer: Series) -> Jet:
     )
 
 
-def _power_at(
-    u: Sequence[Coefficient | Later],
-    last: Sequence[Coefficient | Later],
-    k: int,
-    summed: int | None,
-) -> Coefficient:
-    """The coefficient of order ``k`` of the next power of a series without value."""
-    return convolution(u, last, k, summed=summed, start=1, stop=k - 1)
+def _apart(c: Coefficient, *values: Tensor) -> Coefficient:
+    """In memory of its own, if it is one of these very tensors."""
+    for value in values:
+        if c is value:
+            return value.clone()
+    return c
 
 
 def univariate(rule: Callable[..., Jet]) -> Callable[..., Jet]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import CellType, FunctionType, NoneType
 from typing import Any
@@ -28,16 +28,19 @@ def unwritten(f: Callable[..., Any]) -> Callable[..., Any] | None:
     Returns:
         ``None`` where torch does not count: of tensors made in ``torch.inference_mode``.
     """
-    held = [*_held(f, _DEPTH)]
+    held = _held(f, _DEPTH)
+    before: list[int] = []
+    for x in held:
+        bare = innermost(x)
+        if bare.is_inference():
+            return None
+        before.append(bare._version)  # noqa: SLF001
     if not held:
         return f
-    if any(innermost(x).is_inference() for x in held):
-        return None
-    before = [*map(_writes, held)]
 
     def checked(*args: Any) -> Any:
         for x, count in zip(held, before, strict=True):
-            if _writes(x) != count:
+            if innermost(x)._version != count:  # noqa: SLF001
                 raise DerivativeError(
                     "jet(f=...)",
                     "not write in place to what it has used",
@@ -49,33 +52,30 @@ def unwritten(f: Callable[..., Any]) -> Callable[..., Any] | None:
     return checked
 
 
-def _writes(x: Tensor) -> int:
-    return innermost(x)._version  # noqa: SLF001
-
-
-def _held(x: Any, depth: int) -> Iterator[Tensor]:
+def _held(x: Any, depth: int) -> list[Tensor]:
     """The tensors in a function, its arguments and what these are made of."""
     if isinstance(x, Jet):
         x = x.value
     if isinstance(x, Tensor):
-        yield x
-    elif depth:
+        return [x]
+    held: list[Tensor] = []
+    if depth:
         for part in _parts(x):
-            yield from _held(part, depth - 1)
+            held += _held(part, depth - 1)
+    return held
 
 
-def _is_set(cell: CellType) -> bool:
+def _contents(cell: CellType) -> Any:
     try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+        return cell.cell_contents
+    except ValueError:  # not set yet
+        return None
 
 
 def _parts(x: Any) -> list[Any]:
     match x:
         case FunctionType():
-            return [cell.cell_contents for cell in x.__closure__ or () if _is_set(cell)]
+            return [*map(_contents, x.__closure__ or ())]
         case partial():
             return [x.func, *x.args, *x.keywords.values()]
         case list() | tuple():

@@ -23,6 +23,11 @@ def has_lanes(x: Jet, k: int) -> bool:
     return x.summed is not None and 0 < k < x.summed
 
 
+def may_wait(x: Jet, k: int) -> bool:
+    """Whether the coefficient of order ``k`` is one that :func:`later` puts off."""
+    return has_lanes(x, k) and not torch.compiler.is_compiling()
+
+
 def later(
     value: Tensor,
     jets: Sequence[Jet],
@@ -47,19 +52,33 @@ def later(
             with a matrix has only those of its factor.
         kept: As for :class:`Later`.
     """
-    if not has_lanes(jets[0], k) or torch.compiler.is_compiling():
-        return make(None)
-    return Later(make, _extent(value, jets, k, lanes), kept=kept)
+    if may_wait(jets[0], k):
+        return put_off(value, jets, k, make, lanes=lanes, kept=kept)
+    return make(None)
+
+
+def put_off(
+    value: Tensor,
+    jets: Sequence[Jet],
+    k: int,
+    make: Callable[[slice | None], Coefficient],
+    *,
+    lanes: bool = True,
+    kept: bool = True,
+) -> Later:
+    """As :func:`later`, of a coefficient that has many directions.
+
+    Blocks of it are of use on the CPU in double precision; in float32 they gained nothing
+    and cost up to a sixth where gradients were asked for. Other devices are slowed by
+    small kernels.
+    """
+    in_blocks = value.dtype == torch.float64 and value.is_cpu
+    extent = _extent(value, jets, k, lanes) if in_blocks else None
+    return Later(make, extent, kept=kept)
 
 
 def _extent(value: Tensor, jets: Sequence[Jet], k: int, lanes: bool) -> Extent | None:
-    """How large the coefficient of order ``k`` is, if blocks of it are of use.
-
-    They are on the CPU in double precision; in float32 they gained nothing and cost up to
-    a sixth where gradients were asked for. Other devices are slowed by small kernels.
-    """
-    if value.dtype != torch.float64 or not value.is_cpu:
-        return None
+    """How large the coefficient of order ``k`` is, if one that it is made of is known."""
     for x in jets:
         size = _size(x.terms[k - 1])
         if size is None or not x.value.numel():
@@ -108,12 +127,13 @@ def _parts(a: Coefficient | Later, b: Coefficient | Later) -> Sequence[slice | N
 
     So blocks of layers of different widths are parts of each other.
     """
-    sizes = [c.extent for c in (a, b) if isinstance(c, Later) and c.is_open()]
-    large = [size for size in sizes if size is not None and size.numbers > 2 * _NUMBERS]
-    if not large:
+    directions = numbers = 0
+    for c in (a, b):
+        size = c.extent if isinstance(c, Later) and c.is_open() else None
+        if size is not None and size.numbers > 2 * _NUMBERS:
+            directions, numbers = size.directions, max(numbers, size.numbers)
+    if not numbers:
         return [None]
-    directions = large[0].directions
-    numbers = max(size.numbers for size in large)
     count = 1 << ((numbers - 1) // _NUMBERS).bit_length()
     ends = [i * directions // count for i in range(count + 1)]
     return [slice(i, j) for i, j in pairwise(ends) if i < j]

@@ -40,6 +40,7 @@ PASSES = _Passes()
 
 # The functions that are written in C++: those in Python pass their arguments on by place.
 _OF_TORCH = (types.BuiltinFunctionType, types.MethodDescriptorType)
+_SEQUENCES = (list, tuple)
 _NUMPYS = {"axis": "dim", "keepdims": "keepdim"}
 
 
@@ -147,12 +148,15 @@ class Jet(StandIn):
 
     def coefficient(self, k: int, part: slice | None = None) -> Coefficient:
         """The coefficient of order ``k``, or these directions of it."""
-        return found(self.terms[k - 1], part) if k else self.value
+        if not k:
+            return self.value
+        c = self.terms[k - 1]
+        return c if c is None else found(c, part)
 
     @property
     def coefficients(self) -> tuple[Coefficient, ...]:
         """Those of order 1 to K."""
-        return tuple(found(c) for c in self.terms)
+        return tuple([c if c is None else found(c) for c in self.terms])
 
     @classmethod
     def __torch_function__(
@@ -170,8 +174,10 @@ class Jet(StandIn):
         rule = _by_identity(func) or RULES.get(func)
         if rule is None:
             raise missing(func)
-        if any(isinstance(x, list | tuple) for x in args):
-            args = tuple(map(_own, args))
+        for x in args:
+            if isinstance(x, _SEQUENCES):
+                args = tuple(map(_own, args))
+                break
         if not kwargs:
             return rule(*args)
         kwargs = {name: _own(value) for name, value in kwargs.items()}

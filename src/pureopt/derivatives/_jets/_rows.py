@@ -17,11 +17,22 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from pureopt.derivatives._exactness._numeric import innermost, is_batched, is_of_lanes
+from pureopt.derivatives._exactness._numeric import (
+    innermost,
+    is_batched,
+    is_of_lanes,
+    lane_dimension,
+    transforms,
+    unwrapped,
+)
 
 _watchers: Callable[[], int] = vars(torch._C)["_len_torch_function_stack"]  # noqa: SLF001
 _recorders: Callable[[], int] = vars(torch._C)["_len_torch_dispatch_stack"]  # noqa: SLF001
 _FUNCTORCH: Any = vars(torch._C)["_functorch"]  # noqa: SLF001
+
+# Of the transform whose lanes or gradients are around a tensor; below zero for none.
+_level: Callable[[Tensor], int] = _FUNCTORCH.maybe_get_level
+_add_lanes: Callable[[Tensor, int, int], Tensor] = _FUNCTORCH._add_batch_dim  # noqa: SLF001
 
 # How many multiplications each thread must have for the call to be worth it: it takes up
 # to 0.3 ms longer under transforms, which half the time of so many saves.
@@ -47,10 +58,12 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     emptied the caches.
     """
     if (
-        torch.compiler.is_compiling()
+        not is_batched(x)
+        or torch.compiler.is_compiling()
         or x.shape[-1:] != weight.shape[1:]
         or (
-            bias is not None and (bias.shape, bias.dtype) != (weight.shape[:1], x.dtype)
+            bias is not None
+            and (bias.dtype != x.dtype or bias.shape != weight.shape[:1])
         )
     ):
         return F.linear(x, weight, bias)
@@ -66,9 +79,9 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         x.dtype == torch.float32
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and _is_worth_it(x, weight)
         and _is_plain(x)
         and _is_plain(weight)
-        and _is_worth_it(x, weight)
         and not torch.is_autocast_enabled("cpu")
         and not _is_observed()
         and torch.backends.mkldnn.enabled
@@ -141,22 +154,18 @@ def _of_lanes(
     if not is_batched(x):
         return product(x, *constants)
     level = _level(x)
-    if max(map(_level, constants)) >= level or not (
-        level == _FUNCTORCH.get_dynamic_layer_stack_depth()  # the last one
-        or _transforms(above=level) <= {_FUNCTORCH.TransformType.Vmap}
-    ):
+    for c in constants:
+        if c is not None and _level(c) >= level:
+            return product(x, *constants)
+    last = level == transforms()
+    if not (last or _transforms(above=level) <= {_FUNCTORCH.TransformType.Vmap}):
         return product(x, *constants)
-    rows, lane = _FUNCTORCH.get_unwrapped(x), _FUNCTORCH.maybe_get_bdim(x)
+    rows, lane = unwrapped(x), lane_dimension(x)
     rows = rows.movedim(lane, 0) if lane else rows
     if rows.dim() > _MATRIX:  # of those with gaps torch makes a product for each lane
         rows = rows.contiguous()
     y = _of_lanes(product, rows, *constants)
-    return _FUNCTORCH._add_batch_dim(y, 0, level)  # noqa: SLF001
-
-
-def _level(x: Tensor | None) -> int:
-    """Of the transform whose lanes or gradients are around it; below zero for none."""
-    return -1 if x is None else _FUNCTORCH.maybe_get_level(x)
+    return _add_lanes(y, 0, level)
 
 
 def _multiplied(x: Tensor, weight: Tensor) -> Tensor:
