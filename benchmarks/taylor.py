@@ -7,12 +7,12 @@ line, of all points at once (of a sum, since they do not mix) or under ``vmap``;
 ``jvp`` of ``jvp``. torch-jet, the other Taylor mode for torch, needs
 Python 3.12 or later and is not compared with here.
 
-The Laplacians run under ``vmap``, as those of a user's function of one point do, at 1,
-16 and 64 points. The one by hand is for this network alone and writes to memory that it
-keeps. Its products alone are what no method can do without that carries a vector for
-each dimension: how many times faster than the trace they are bounds all such methods
-that multiply by ``torch.mm``. At last, what ``exact`` costs where nothing asks for it:
-one gradient of a network with layer norms.
+The Laplacians run at a point, and under ``vmap``, as those of a batch do, at 1, 16 and
+64 points. The one by hand is for this network alone and writes to memory that it keeps.
+Its products alone are what no method can do without that carries a vector for each
+dimension: how many times faster than the trace they are bounds all such methods that
+multiply by ``torch.mm``. At last, what ``exact`` costs where nothing asks for it: one
+gradient of a network with layer norms.
 
 Every contender is checked for the right numbers before it is timed, and timed in bursts
 as long as one call of the slowest: each pays for the caches and the memory that another
@@ -180,6 +180,15 @@ def products(weights: Weights, x: Tensor) -> Run:
     return run
 
 
+def laplacian_at(weights: Weights, x: Tensor) -> dict[str, Run]:
+    """The Laplacian at a point, without ``vmap``."""
+    f = network(weights)
+    return {
+        OURS: lambda: po.derivatives.laplacian(f)(x),
+        TRACE: lambda: hessian(f)(x).trace(),
+    }
+
+
 def laplacians(weights: Weights, x: Tensor) -> dict[str, Run]:
     """The Laplacian at every point."""
     f = network(weights)
@@ -299,8 +308,12 @@ def measure(*, quick: bool = False) -> Report:
 
     for dtype in (torch.float32, torch.float64):
         weights = drawn(inputs, width, dtype)
+        where = f"Laplacian in {inputs} dimensions, {named(dtype)}"
+        runs = laplacian_at(weights, points(1, inputs, dtype)[0])
+        times = contest(runs, dtype, 2 if quick else 15)
+        table.compare(f"{where}, at a point", times, {TRACE: ">= 3"})
         for count in (1, batch // 4, batch):
-            what = f"Laplacian in {inputs} dimensions, {named(dtype)}, {count} point"
+            what = f"{where}, {count} point"
             x = points(count, inputs, dtype)
             what += "s" if count > 1 else ""
             runs = laplacians(weights, x)
