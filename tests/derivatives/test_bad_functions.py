@@ -242,6 +242,27 @@ def test_a_tree_that_is_written_to_is_a_copy(name, operator, f):
     assert x["w"] is X
 
 
+@pytest.mark.parametrize("writes", [0, 1])
+def test_taylor_mode_gives_a_tree_of_its_own(writes):
+    def takes(p):
+        w = p.pop("w")
+        return w.pow(3).sum()
+
+    def stores(p):
+        p["w"] = 2 * p["w"]
+        return p["w"].pow(3).sum()
+
+    x = {"w": X.clone()}
+    for _ in range(writes):  # the count of writes of what is stored is another one
+        x["w"].mul_(1)
+    leaf = x["w"]
+    for f, factor in ((takes, 6), (stores, 48)):
+        torch.testing.assert_close(D.laplacian(f)(x), factor * X.sum(), **NEAR)
+        second = 2 * D.jet(f, x, ({"w": X}, None))[1][1]
+        torch.testing.assert_close(second, factor * X.pow(3).sum(), **NEAR)
+    assert x["w"] is leaf
+
+
 def test_a_branch_on_the_point_is_followed_where_there_is_one_point():
     def f(x):
         return x.pow(3).sum() if x.sum() > 0 else x.pow(2).sum()

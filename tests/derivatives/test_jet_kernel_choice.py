@@ -212,3 +212,10 @@ def test_a_processor_that_tells_nothing_is_unknown(monkeypatch):
 
     monkeypatch.setattr(_rows.Path, "read_text", missing)
     assert _rows._processor() == ""
+
+
+def test_a_gradient_of_a_laplacian_is_recorded_with_symbols_for_shapes():
+    slope = grad(laplacian(lambda x: torch.cat([x, x]).pow(4).sum()))
+    x = torch.tensor([0.1, 0.5, 0.9])
+    recorded = make_fx(slope, tracing_mode="symbolic")(x)
+    torch.testing.assert_close(recorded(x), 48 * x, rtol=1e-6, atol=0)

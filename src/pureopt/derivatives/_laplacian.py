@@ -152,7 +152,7 @@ def along(
     pieces = [directions]
     if len(leaves) > 1:
         pieces = directions.split([leaf.numel() for leaf in leaves], dim=-1)
-    count = directions.shape[0]
+    count = len(directions)  # a number, also where shapes are traced as symbols
     first = tree_unflatten(
         structure,
         [

@@ -93,19 +93,23 @@ def linear(
 def _linear_terms(
     f: Callable[..., Any], jets: Sequence[Jet], value: Any, of_rows: bool
 ) -> list[Any]:
-    """The coefficients above order zero; those of many directions are put off."""
+    """The coefficients above order zero.
+
+    Those of many directions are put off: of one result, since each of several would ask
+    for all, and where ``f`` holds nothing that may be written to unseen.
+    """
     first = jets[0]
-    summed = first.summed or 1
     waits = isinstance(value, Tensor) and may_wait(first, 1)
     late = unwritten(f) if waits else None
     values = [x.value for x in jets]
     terms: list[Any] = []
     for k, coefficients in enumerate(zip(*[x.terms for x in jets], strict=True), 1):
-        rows = of_rows or k >= summed
-        if late is None or k >= summed:
-            terms.append(_linear_at(f, coefficients, values, rows))
-        elif any([c is not None for c in coefficients]):  # noqa: C419 (half the time)
-            make = partial(_linear_at, late, coefficients, values, rows)
+        lanes = has_lanes(first, k)
+        mapped = lanes and not of_rows
+        if late is None or not lanes:
+            terms.append(_linear_at(f, coefficients, values, mapped))
+        elif any(c is not None for c in coefficients):
+            make = partial(_linear_at, late, coefficients, values, mapped)
             terms.append(put_off(value, jets, k, make, lanes=not of_rows))
         else:
             terms.append(None)
@@ -116,13 +120,18 @@ def _linear_at(
     f: Callable[..., Any],
     coefficients: Sequence[Coefficient | Later],
     values: Sequence[Tensor],
-    rows: bool,
+    mapped: bool,
     part: slice | None = None,
 ) -> Any:
-    """``f`` of coefficients of one order, which zeros like the values fill up."""
+    """``f`` of coefficients of one order, which zeros like the values fill up.
+
+    It is mapped over the directions where they are a dimension that it does not expect.
+    """
     if len(coefficients) == 1:
         c = found(coefficients[0], part)
-        return c if c is None else f(c) if rows else vmap(f)(c)
+        if c is None:
+            return None
+        return vmap(f)(c) if mapped else f(c)
     terms = [found(c, part) for c in coefficients]
     if all(c is None for c in terms):
         return None
@@ -131,7 +140,7 @@ def _linear_at(
         torch.zeros_like(value) if c is None else c
         for value, c in zip(values, terms, strict=True)
     ]
-    return f(*filled) if rows else vmap(f, in_dims=lanes)(*filled)
+    return vmap(f, in_dims=lanes)(*filled) if mapped else f(*filled)
 
 
 def plus(a: Coefficient, b: Coefficient) -> Coefficient:
@@ -193,9 +202,7 @@ def convolution(
         if a[j] is None or b[k - j] is None or not w:
             continue
         if k == summed and 0 < j < k:
-            term = sum_of_products(a[j], b[k - j])
-            term = term if w == 1 else scaled(term, w)
-            total = term if total is None else plus(total, term)
+            total = plus(total, scaled(sum_of_products(a[j], b[k - j]), w))
             continue
         left, right = found(a[j]), found(b[k - j])
         if left is None or right is None:
@@ -293,7 +300,7 @@ def ode(
             coefficients of ``y`` up to that order.
         above: By what those above order zero are still to be multiplied.
     """
-    u = None if isinstance(x, Axis) else series(x)
+    u = _variable(x)
     y: list[Coefficient] = [value]
     s: list[Coefficient] = []
     for k in range(1, x.order + 1):
@@ -339,7 +346,7 @@ def taylor(x: Jet, value: Tensor, outer: Series) -> Jet:
 
     def term(k: int, part: slice | None) -> Coefficient:
         total: Coefficient = None
-        for c, power in zip(outer[:k], powers, strict=False):
+        for c, power in zip(outer[:k], powers[:k], strict=True):
             p = None if c is None else found(power[k], part)
             if c is not None and p is not None:
                 total = c * p if total is None else torch.addcmul(total, c, p)

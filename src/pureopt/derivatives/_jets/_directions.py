@@ -24,7 +24,10 @@ def has_lanes(x: Jet, k: int) -> bool:
 
 
 def may_wait(x: Jet, k: int) -> bool:
-    """Whether the coefficient of order ``k`` is one that :func:`later` puts off."""
+    """Whether the coefficient of order ``k`` is one that :func:`later` puts off.
+
+    If any is, that of order one is.
+    """
     return has_lanes(x, k) and not torch.compiler.is_compiling()
 
 
@@ -66,7 +69,7 @@ def put_off(
     lanes: bool = True,
     kept: bool = True,
 ) -> Later:
-    """As :func:`later`, of a coefficient that has many directions.
+    """As :func:`later`, and with its arguments, once :func:`may_wait` has said yes.
 
     Blocks of it are of use on the CPU in double precision; in float32 they gained nothing
     and cost up to a sixth where gradients were asked for. Other devices are slowed by

@@ -174,7 +174,7 @@ class Jet(StandIn):
         rule = _by_identity(func) or RULES.get(func)
         if rule is None:
             raise missing(func)
-        for x in args:
+        for x in args:  # `any(...)` would make a generator in each call
             if isinstance(x, _SEQUENCES):
                 args = tuple(map(_own, args))
                 break

@@ -30,7 +30,8 @@ _watchers: Callable[[], int] = vars(torch._C)["_len_torch_function_stack"]  # no
 _recorders: Callable[[], int] = vars(torch._C)["_len_torch_dispatch_stack"]  # noqa: SLF001
 _FUNCTORCH: Any = vars(torch._C)["_functorch"]  # noqa: SLF001
 
-# Of the transform whose lanes or gradients are around a tensor; below zero for none.
+# The level of the transform whose lanes or gradients are around a tensor, below zero for
+# none; and a tensor with lanes of that level put around it.
 _level: Callable[[Tensor], int] = _FUNCTORCH.maybe_get_level
 _add_lanes: Callable[[Tensor, int, int], Tensor] = _FUNCTORCH._add_batch_dim  # noqa: SLF001
 
